@@ -1,0 +1,128 @@
+"""What the commands share: errors as one line and an exit code, loading with progress, prompts from standard input."""
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_runtime.errors import CancelledError, EdgeRuntimeError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from edge_runtime.llm import LLM
+
+FAILED, USAGE, CANCELLED, BROKEN_PIPE = 1, 2, 130, 141  # the last two: 128 + the signal, as shells count
+
+Model = Annotated[Path | None, typer.Option(
+    "--model", "-m", help="GGUF file; without one, the model that ships with the package.", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, llama.cpp (extra llamacpp), or onnx:cpu, webgpu, cuda, openvino, "
+                                     "qnn, coreml, directml, vitisai (extras of these names).")]
+Context = Annotated[str, typer.Option(help="Tokens of prompt and reply together: a number, or auto.")]
+KV = Annotated[str, typer.Option(help="How the KV cache is kept: auto, int8 or fp16.")]
+Threads = Annotated[int | None, typer.Option("--threads", "-t", help="Threads; without: all physical cores.",
+                                             show_default=False)]
+
+
+def say(text: str = "") -> None:
+    """A line on stderr, which never mixes with results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose errors are one clear line on stderr and an exit code: 2 for what the caller asked wrongly, 1 for
+    what failed, 130 for Ctrl-C; a reader that goes away ends it quietly."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            result = command(*args, **options)
+            sys.stdout.flush()
+            return result
+        except (KeyboardInterrupt, CancelledError):
+            say("cancelled")
+            code = CANCELLED
+        except EdgeRuntimeError as error:
+            say(f"error: {error}")
+            code = USAGE if isinstance(error, InvalidRequestError) else FAILED
+        except BrokenPipeError:
+            # Python flushes stdout once more as it exits: into nothing, then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = BROKEN_PIPE
+        except OSError as error:
+            say(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+            code = FAILED
+        except MemoryError as error:
+            say(f"error: out of memory: {error or 'the system refused an allocation'}")
+            code = FAILED
+        raise typer.Exit(code)
+
+    return run
+
+
+def context_tokens(text: str) -> int | str:
+    """The value of --context."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidRequestError("context", text, "a whole number of tokens, or auto") from None
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[Callable[[str], None]]:
+    """A function to tell the kernels to that are compiled now; it shows them while they are."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    count, began = 0, 0.0
+    with contextlib.ExitStack() as stack:
+        status: Any = None
+
+        def show(name: str) -> None:
+            nonlocal count, began, status
+            if not count:
+                began = time.perf_counter()
+                if console.is_terminal:
+                    status = stack.enter_context(console.status("compiling kernels"))
+                else:
+                    say("compiling kernels for this processor (first use only) ...")
+            count += 1
+            if status is not None:
+                status.update(f"compiling kernels for this processor (first use only): {count}, "
+                              f"{time.perf_counter() - began:.0f} s, {name}")
+
+        yield show
+    if count:
+        say(f"compiled {count} kernels in {time.perf_counter() - began:.0f} s; the next start finds them")
+
+
+def open_model(model: Path | None, **options: Any) -> LLM:
+    """`LLM(model, **options)`, with first-use compilation shown."""
+    from edge_runtime.llm import LLM
+
+    with compiling() as progress:
+        return LLM(model, progress=progress, **options)
+
+
+def prompt_from(text: str | None) -> str:
+    """The prompt itself, or standard input where it is `-` or absent. Raises InvalidRequestError for input that is
+    not UTF-8 or not there."""
+    if text is not None and text != "-":
+        return text
+    if sys.stdin is None or sys.stdin.closed:
+        raise InvalidRequestError("PROMPT", text, "given, or come on standard input")
+    if text is None and sys.stdin.isatty():
+        say("reading the prompt from the terminal; end it with Ctrl-D (Ctrl-Z and Enter on Windows)")
+    raw = sys.stdin.buffer.read()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError("standard input", raw[max(0, error.start - 8):error.start + 8],
+                                  f"UTF-8; byte {error.start} is not") from error

@@ -1,0 +1,1 @@
+"""Ground floor: vector IR, instruction sets, Numba kernels, the thread team."""

@@ -1,0 +1,1 @@
+"""Where the KV lives: page pool, page tables, prefix index."""
