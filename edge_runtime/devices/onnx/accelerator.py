@@ -17,7 +17,7 @@ from edge_runtime.devices.onnx.memory import DeviceMemory, HostMemory, Memory
 from edge_runtime.devices.onnx.providers import PROVIDERS
 from edge_runtime.devices.onnx.sessions import Session, SessionSettings
 from edge_runtime.devices.onnx.weights import GraphWeights
-from edge_runtime.devices.onnx.worker import Worker
+from edge_runtime.devices.worker import Worker
 from edge_runtime.errors import DeviceError, InvalidRequestError, OutOfMemoryError, TokenizerError
 from edge_runtime.models.config import ModelConfig, rope_factors, rope_inverse_frequencies
 from edge_runtime.models.gguf_file import GGUFFile
