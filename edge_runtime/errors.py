@@ -147,6 +147,15 @@ class NotEnoughTextError(CalibrationError):
         return type(self), (self.unit, self.have, self.need, self.why)
 
 
+class ProfileError(EdgeRuntimeError, ValueError):
+    """A profile of this machine cannot be measured, read or used. `subject` is the file, or the figure that is
+    wrong."""
+
+    def __init__(self, subject: object, reason: str):
+        super().__init__(f"{subject}: {reason}. Measure anew with: edge-runtime profile --fresh")
+        self.subject, self.reason = str(subject), reason
+
+
 class HubError(EdgeRuntimeError):
     """A model could not be had from the hub: no connection, no such repository or revision, no permission."""
 
