@@ -36,7 +36,8 @@ class HostRows:
 
     def __init__(self, config: ModelConfig, slices: Sequence[HostSlice]):
         if any(s.skip % PAGE_TOKENS or not 0 <= s.skip <= s.position for s in slices):
-            raise ValueError(f"skipped tokens {[s.skip for s in slices]}: multiples of {PAGE_TOKENS} up to the position")
+            raise ValueError(f"skipped tokens {[s.skip for s in slices]}: must be multiples of {PAGE_TOKENS} up to the "
+                             f"position")
         order = [s.prompt for s in slices]
         if order != sorted(order):
             raise ValueError("decoded slices come before prompts")
@@ -66,26 +67,3 @@ class HostRows:
             table[at] = first, s.count, s.position - skip, pages.ctypes.data + skip // PAGE_TOKENS * 8
             first += s.count
         return table[:len(self.slices)]
-
-
-def read_pages(pages: np.ndarray, layout: KVLayout, start: int, stop: int, layers: range | None = None) -> np.ndarray:
-    """Keys (after RoPE) and values of tokens start .. stop - 1 of the sequence with these page addresses, float32
-    [layers, 2, K, stop - start, D], a copy."""
-    import ctypes
-
-    from edge_runtime.kernels.attention_reference import unpack
-    from edge_runtime.kernels.kv_record import RecordLayout
-
-    layers = range(layout.layers) if layers is None else layers
-    record = RecordLayout(layout.dtype, layout.head_size)
-    out = np.empty((len(layers), 2, layout.kv_heads, stop - start, layout.head_size), np.float32)
-    for page in range(start // PAGE_TOKENS, -(-stop // PAGE_TOKENS)):
-        low, high = max(start, page * PAGE_TOKENS), min(stop, (page + 1) * PAGE_TOKENS)
-        inside, to = slice(low % PAGE_TOKENS, high - page * PAGE_TOKENS), slice(low - start, high - start)
-        raw = np.ctypeslib.as_array((ctypes.c_uint8 * layout.page_bytes).from_address(int(pages[page])))
-        records = raw.reshape(layout.layers, layout.kv_heads, layout.record_bytes)
-        for at, layer in enumerate(layers):
-            for head in range(layout.kv_heads):
-                k, v = unpack(records[layer, head], record)
-                out[at, 0, head, to], out[at, 1, head, to] = k[inside], v[inside]
-    return out

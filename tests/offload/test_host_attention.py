@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edge_runtime.kernels.attention_reference import attend
+from edge_runtime.kernels.attention_reference import attend, unpack
+from edge_runtime.kernels.kv_record import RecordLayout
 from edge_runtime.offload.host_attention import HostAttention
-from edge_runtime.offload.host_rows import HostRows, HostSlice, read_pages
+from edge_runtime.offload.host_rows import HostRows, HostSlice
 from edge_runtime.offload.page_table import PageTable
+from edge_runtime.offload.page_values import read_pages
 from edge_runtime.offload.pages import KVLayout, PagePool
 
 LAYERS = 2
@@ -98,3 +100,16 @@ def test_refuses_what_it_would_read_wrongly(subject):
     rows = HostRows(subject.config, [HostSlice(table.addresses, 99)])
     with pytest.raises(ValueError, match="C-contiguous"):
         subject.host.submit(0, np.zeros((2, subject.host._width), np.float32), rows).result()
+
+
+def test_pages_are_read_as_the_kernels_see_them(subject):
+    table, layout = filled(subject, 200), subject.layout
+    got = read_pages(table.addresses, layout, 70, 190)
+    for token in (70, 127, 128, 189):
+        for layer in range(LAYERS):
+            for head in range(layout.kv_heads):
+                at = (layer * layout.kv_heads + head) * layout.record_bytes
+                record = subject.pool.view(table.pages[token // 64])[at:at + layout.record_bytes]
+                k, v = unpack(record, RecordLayout(layout.dtype, layout.head_size))
+                np.testing.assert_array_equal(got[layer, 0, head, token - 70], k[token % 64])
+                np.testing.assert_array_equal(got[layer, 1, head, token - 70], v[token % 64])
