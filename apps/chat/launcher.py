@@ -77,11 +77,11 @@ def run(options: Options, say: Callable[[str], None]) -> None:
     except BaseException:
         store.close()
         raise
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    link = server.start()
-    say(f"chat: {link}\ndata: {folder}\nstop with Ctrl-C")
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        link = server.start()
+        say(f"chat: {link}\ndata: {folder}\nstop with Ctrl-C")
         if window is not None and options.open_page:
             window.settings["ALLOW_DOWNLOADS"] = True  # exports
             window.create_window("Edge Runtime", link, width=1100, height=800, min_size=(360, 480))
@@ -114,6 +114,8 @@ class Server:
             self.app, log_level="warning", access_log=False, lifespan="on", ws="none", server_header=False,
             timeout_graceful_shutdown=int(SHUTDOWN_SECONDS), timeout_keep_alive=30))
         self._thread = threading.Thread(target=self._serve, name="edge-runtime-chat", daemon=True)
+        # Not Thread.join: interrupted by Ctrl-C it takes a running thread for ended before Python 3.13 (gh-90882).
+        self._ended = threading.Event()
 
     def start(self) -> str:
         """Serve; returns a link that opens the page once. Connections wait in the socket from now on."""
@@ -132,21 +134,25 @@ class Server:
 
     def wait(self) -> None:
         """Until the server ends; Ctrl-C is raised here."""
-        while self._thread.is_alive():
-            self._thread.join(0.5)
+        while not self._ended.wait(0.5):
+            pass
 
     @property
     def running(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.ident is not None and not self._ended.is_set()
 
     def stop(self) -> None:
         """End replies with their text kept, close model and database."""
         self.app.state.chat.hub.close()
         self._server.should_exit = True
-        self._thread.join(SHUTDOWN_SECONDS + 15)
+        if self.running:
+            self._ended.wait(SHUTDOWN_SECONDS + 15)
 
     def _serve(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self.socket]))
+        try:
+            asyncio.run(self._server.serve(sockets=[self.socket]))
+        finally:
+            self._ended.set()
 
 
 def _host(options: Options) -> ModelHost:

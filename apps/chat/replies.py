@@ -43,6 +43,7 @@ class Live:
     stats: dict[str, Any] | None = None
     model: str | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    saving: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Replies:
@@ -58,11 +59,12 @@ class Replies:
         return [{"message": one.message, "conversation": one.conversation} for one in self._live.values()]
 
     def overlaid(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A stored message with what its reply has come to meanwhile, and the number of the next piece."""
+        """A stored message with what its reply has come to meanwhile, and the number of the next piece. It streams
+        until its end is saved: a question that comes after it reads it from the database."""
         live = self._live.get(message["id"])
         if live is None:
             return message
-        return {**message, "content": live.text, "next": live.pieces, "status": live.status, "error": live.error}
+        return {**message, "content": live.text, "next": live.pieces, "status": "streaming", "error": None}
 
     def start(self, message: int, conversation: int, text: str = "") -> None:
         """Write the reply `message`, which is stored and "streaming"; text: what it has, to go on after."""
@@ -167,18 +169,19 @@ class Replies:
 
     async def _save(self, live: Live) -> None:
         """Where the disk is full the text stays here, the pages are told, and the next round tries again."""
-        text = live.text
-        try:
-            await asyncio.to_thread(tree.save, self._store, live.message, text, status=live.status, error=live.error,
-                                    stats=live.stats, model=live.model)
-        except ChatDataError as error:
-            self._unsaved.add(live.message)
-            self._hub.publish("trouble", {"message": f"A reply is not saved yet. {error}"})
-            return
-        live.saved = text
-        if live.message in self._unsaved:
-            self._unsaved.discard(live.message)
-            self._hub.publish("trouble", {"message": ""})
+        async with live.saving:  # one after the other: two threads could write the older text last
+            text = live.text
+            try:
+                await asyncio.to_thread(tree.save, self._store, live.message, text, status=live.status,
+                                        error=live.error, stats=live.stats, model=live.model)
+            except ChatDataError as error:
+                self._unsaved.add(live.message)
+                self._hub.publish("trouble", {"message": f"A reply is not saved yet. {error}"})
+                return
+            live.saved = text
+            if live.message in self._unsaved:
+                self._unsaved.discard(live.message)
+                self._hub.publish("trouble", {"message": ""})
 
     def _tell_kv(self) -> None:
         kv = self._models.kv()

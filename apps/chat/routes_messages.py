@@ -86,10 +86,11 @@ def regenerate(chat: Chat, request: Request, body: Body) -> dict[str, Any]:
 
 def go_on(chat: Chat, request: Request, body: Body) -> dict[str, Any]:
     """Write on at the end of a reply that was broken off."""
-    old = tree.get(chat.store, key(request))
-    if old["role"] != "assistant" or old["status"] not in ("interrupted", "stopped", "length", "error"):
-        raise InvalidRequestError("message", old["id"], "a reply that was broken off")
-    tree.save(chat.store, old["id"], old["content"], status="streaming")
+    with chat.store.transaction():  # of two that ask at once, the second finds it streaming
+        old = tree.get(chat.store, key(request))
+        if old["role"] != "assistant" or old["status"] not in ("interrupted", "stopped", "length", "error"):
+            raise InvalidRequestError("message", old["id"], "a reply that was broken off")
+        tree.save(chat.store, old["id"], old["content"], status="streaming")
     return {"conversation": old["conversation"], "message": old["parent"], "reply": old["id"], "text": old["content"]}
 
 

@@ -221,6 +221,25 @@ def test_a_full_disk_keeps_the_reply_until_there_is_room(slow, monkeypatch):
     assert row == {"content": "y" * 30, "status": "complete"}
 
 
+def test_a_slow_save_does_not_undo_the_last_one(slow, monkeypatch):
+    from edge_runtime.apps.chat import tree
+
+    save, begun = tree.save, threading.Event()
+
+    def saving(store, message, content, **values):
+        if values["status"] == "streaming":
+            begun.set()
+            time.sleep(0.5)  # the reply ends meanwhile
+        save(store, message, content, **values)
+
+    monkeypatch.setattr(tree, "save", saving)
+    sent, reply = slow.ask("SAY:twelve chars")
+    assert begun.is_set(), "the reply was too short to be saved on its way"
+    time.sleep(0.6)
+    stored = slow.server.app.state.chat.store.row("SELECT content, status FROM messages WHERE id = ?", sent["reply"])
+    assert stored == {"content": "twelve chars", "status": "complete"} and reply["status"] == "complete"
+
+
 def test_many_conversations_at_once_do_not_mix(client):
     sent = [client.send(f"SAY:number {i} of many") for i in range(16)]
     for i, one in enumerate(sent):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
+import threading
+import time
 
 import httpx
 import pytest
@@ -15,6 +19,7 @@ from edge_runtime.apps.chat.errors import ChatDataError, DataInUseError
 from edge_runtime.apps.chat.launcher import Options
 from edge_runtime.apps.chat.store import Store
 from edge_runtime.errors import MissingExtraError, ModelNotFoundError
+from tests.apps.chats import chatting
 
 
 class Window:
@@ -106,3 +111,24 @@ def test_the_data_folder_follows_the_environment(monkeypatch, tmp_path):
     assert launcher.data_folder() == tmp_path / "chat"
     monkeypatch.delenv("EDGE_RUNTIME_DATA")
     assert launcher.data_folder().parts[-2:] == ("edge-runtime", "chat")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pthread_kill")
+def test_an_interrupted_wait_still_waits_for_the_end(tmp_path):
+    with chatting(tmp_path, delay=0.02) as client:
+        sent = client.send("SAY:" + "word " * 100)
+        while not client.message(sent["conversation"], sent["reply"])["content"]:
+            time.sleep(0.01)
+        main = threading.main_thread().ident
+        assert main is not None
+        threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            client.server.wait()
+        assert client.server.running
+        client.http.close()
+        client.server.stop()
+        assert not client.server.running
+    store = Store(tmp_path)
+    reply = store.row("SELECT status, content FROM messages WHERE id = ?", sent["reply"])
+    store.close()
+    assert reply is not None and reply["status"] == "stopped" and reply["content"].startswith("w")

@@ -15,9 +15,9 @@ from tests.browser.steps import SUMMARIZE, composer, last_reply, replies, send, 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
-def saved_draft(page, text):
+def saved_draft(page, text, key="new"):
     """Until the server has the draft."""
-    until(page, f"fetch('/api/drafts/new').then(a => a.json()).then(d => d.text === {text!r})")
+    until(page, f"fetch('/api/drafts/{key}').then(a => a.json()).then(d => d.text === {text!r})")
 
 
 def test_a_draft_survives_kill_9_of_the_server_and_a_new_browser(start, pages, tmp_path):
@@ -148,14 +148,14 @@ def test_an_edit_in_progress_is_a_draft_of_its_own(start, pages):
     page.locator("article.user").hover()
     page.get_by_role("button", name="Edit as a new version").click()
     page.get_by_label("Edit your message").fill("Hello again, edited")
-    until(page, "fetch('/api/drafts/e:1').then(a => a.json()).then(d => d.text.length > 10)")
+    saved_draft(page, "Hello again, edited", key="e:1")
     chat.kill()
     fresh = pages(start().link)
     fresh.locator("#conversations .open").first.click()
     until(fresh, "document.querySelectorAll('article').length === 2")
     fresh.locator("article.user").hover()
     fresh.get_by_role("button", name="Edit as a new version").click()
-    until(fresh, "document.querySelector('.edit textarea').value === 'Hello again, edited'")
+    assert fresh.get_by_label("Edit your message").input_value() == "Hello again, edited"
     pages.tolerant = True
 
 

@@ -6,7 +6,9 @@ export async function openEditor(view, send) {
   if (view.editing) return;
   view.editing = true;
   const draft = new Draft(`e:${view.message.id}`);
-  const area = el("textarea", { ariaLabel: "Edit your message", value: view.message.content, rows: "4" });
+  // First the text, then the box: it must not change under what is selected or typed in it.
+  const saved = await draft.load();
+  const area = el("textarea", { ariaLabel: "Edit your message", value: saved.text || view.message.content, rows: "4" });
   const close = (forget) => {
     view.editing = false;
     if (forget) draft.clear();
@@ -39,7 +41,5 @@ export async function openEditor(view, send) {
     el("div.row", {}, el("button.button", { type: "button", onclick: () => close(true) }, "Cancel"),
       el("button.button.primary", { type: "submit" }, "Send as new version"))));
   area.focus();
-  const saved = await draft.load();
-  if (saved.text && view.editing) area.value = saved.text;
   area.setSelectionRange(area.value.length, area.value.length);
 }
