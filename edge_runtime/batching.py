@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from edge_runtime.devices.base import SequenceSlice, Step
 from edge_runtime.errors import OutOfMemoryError
@@ -30,7 +30,8 @@ class Part:
             seq.tokens[start:start + self.count], start, seq.table.addresses,
             logits="all" if seq.wants is Wants.SCORE else "last" if self.logits else "none",
             hidden=seq.wants is Wants.HIDDEN, prompt=start < seq.prompt_length,
-            exit=seq.exit.rule() if seq.exit is not None and self.decodes else None)
+            exit=seq.exit.rule() if seq.exit is not None and self.decodes else None,
+            key=seq.key, interactive=seq.priority is Priority.INTERACTIVE)
 
     @property
     def decodes(self) -> bool:
@@ -60,6 +61,10 @@ class Schedule:
     def step(self) -> Step:
         return Step(tuple(part.slice() for part in self.parts))
 
+    def only(self, parts: Iterable[int]) -> Schedule:
+        """The same with some of the parts, by their indices."""
+        return replace(self, parts=tuple(self.parts[i] for i in parts))
+
     @property
     def prompt_rows(self) -> int:
         """Rows of prompt chunks, decoded tokens not counted."""
@@ -77,12 +82,14 @@ class Batcher:
     computed again later. A sequence whose next page another one is just computing waits for it.
 
     uniform: the device computes decoded rows just as a prompt's, so full pages of generated tokens are shared too.
+    leaving: told of each running sequence that stops, before its pages go.
     """
 
     cache: KVCache
     max_rows: int
     max_batch: int
     uniform: bool = False
+    leaving: Callable[[Sequence], None] = lambda seq: None
     mixed_rows: int = 128
     prompt_rows: int = 1 << 20
     running: list[Sequence] = field(default_factory=list)
@@ -291,6 +298,7 @@ class Batcher:
     def _leave(self, seq: Sequence) -> None:
         if seq.state is State.RUNNING:
             self.running.remove(seq)
+            self.leaving(seq)
             for key in seq.page_keys():
                 if self._computing.get(key) is seq:
                     del self._computing[key]

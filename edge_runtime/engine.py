@@ -126,8 +126,9 @@ class Engine:
             return bool(schedule.failed)
         result = self._run(schedule) if schedule.parts else None
         if result is not None:
-            self.batcher.commit(schedule)
-            self._sample(schedule, result)
+            done = schedule if result.finished is None else schedule.only(result.finished)
+            self.batcher.commit(done)
+            self._sample(done, result)
         layers = {part.sequence.exit.plan.draft_layer for part in schedule.drafts if part.sequence.exit}
         for layer in sorted(layers):
             size = self._speculate(layer, [part for part in schedule.drafts
@@ -147,6 +148,8 @@ class Engine:
             step = schedule.step
             result = self.device.run(step)
             self.pace.note(schedule.prompt_rows, time.perf_counter() - now)
+            if result.finished is not None:
+                step = schedule.only(result.finished).step
             if result.logits.shape != (step.logit_rows, self.device.vocab_size):
                 raise DeviceError(f"the device returned logits of shape {result.logits.shape} for {step.logit_rows} "
                                   f"rows and a vocabulary of {self.device.vocab_size}")
@@ -249,6 +252,12 @@ class Engine:
         self._requests[seq] = request
         self.batcher.add(seq)
 
+    def _leaving(self, seq: Sequence) -> None:
+        """A device that keeps something of a sequence lets go of it before its pages do."""
+        forget = getattr(self.device, "forget", None)
+        if forget is not None:
+            forget(seq.key)
+
     def _cancel(self, request: Request) -> None:
         if request.sequence in self._requests:
             self._end(request, "cancelled")
@@ -336,7 +345,7 @@ class Engine:
         """An empty KV cache: nobody knows what a thread that died left behind in the old one."""
         self.cache = KVCache(self.device.kv_layout, self._kv_budget_bytes, self._salt)
         self.batcher = Batcher(self.cache, self.device.max_rows, self.max_batch,
-                               uniform=getattr(self.device, "uniform", False))
+                               uniform=getattr(self.device, "uniform", False), leaving=self._leaving)
         self.pace = Pace(self.batcher)
         self.drafting = DraftControl()
 

@@ -1,6 +1,7 @@
 """One sequence as the batcher sees it: its tokens, and the KV computed for them."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence as Seq
 from enum import Enum, IntEnum
 
@@ -10,6 +11,9 @@ from edge_runtime.early_exit import ExitState
 from edge_runtime.offload.page_table import PageTable
 from edge_runtime.offload.pages import PAGE_TOKENS
 from edge_runtime.offload.prefix import extend_keys
+
+
+_KEYS = itertools.count(1)
 
 
 class Priority(IntEnum):
@@ -46,6 +50,7 @@ class Sequence:
         ids = np.asarray(token_ids, np.int32)
         self._tokens = np.empty(max(16, len(ids) + 64), np.int32)
         self._tokens[:len(ids)] = ids
+        self.key = next(_KEYS)  # names it to devices, of this process's sequences alone
         self.length = len(ids)
         self.prompt_length = len(ids)
         self.table = table

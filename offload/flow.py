@@ -62,6 +62,7 @@ class Flow:
     layer: int = 0
     x: Any = None
     attended: Any = None
+    writing: list[Future[None]] = field(default_factory=list)
     _qkv: Any = None
     _mine: Any = None
     _theirs: Future[Attended] | None = None
@@ -122,12 +123,13 @@ class Flow:
         self._split.clear()
         self.layer += 1
 
-    def store(self) -> Future[None] | None:
-        """Writes the keys and values of the device's rows, of all layers so far, into the host's pages."""
-        if self.rows.stored is None or not self._kept:
-            return None
-        kept, self._kept = self._kept, []
-        return self.by.writer.store(range(self.layer - len(kept), self.layer), kept, self.rows.stored)
+    def store(self) -> None:
+        """Begins to write the keys and values of the device's rows, of the layers since the last time, into the host's
+        pages: `writing` says when it is done."""
+        if self.rows.stored is not None and self._kept:
+            kept, self._kept = self._kept, []
+            layers = range(self.layer - len(kept), self.layer)
+            self.writing.append(self.by.writer.store(layers, kept, self.rows.stored))
 
     def _merged(self, found: Attended) -> np.ndarray:
         c, output = self.by.config, found.output

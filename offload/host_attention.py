@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from edge_runtime.models.config import ModelConfig
 from edge_runtime.offload.host_rows import ROTARY, HostRows
 
 Progress = Callable[[str], None]
+T = TypeVar("T")
 WRITE = {name: at for at, name in enumerate(rope.OPERANDS)}
 ATTEND = {name: at for at, name in enumerate(attention_decode.OPERANDS)}  # the prefill kernel's are the same
 
@@ -68,6 +70,14 @@ class HostAttention:
     def store(self, layers: range, qkv: list[np.ndarray], rows: HostRows) -> Future[None]:
         """Only the writing, for rows that attend elsewhere, of all `layers` at once: one array per layer."""
         return self._worker.submit(lambda: self._stored(layers, qkv, rows))
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run `function` on the thread, after what was submitted before."""
+        return self._worker.submit(function)
+
+    def drain(self) -> None:
+        """Waits until nothing that was submitted touches pages any more."""
+        self.call(lambda: None).result()
 
     def close(self) -> None:
         self._worker.close()

@@ -177,6 +177,9 @@ class Accelerator(Protocol):
         """Queries float32 [n, H, D] over the `length` tokens that a sequence holds, nothing appended: output
         float32 [n, H, D] and log-sum-exp of the scores float32 [n, H], to be merged with those of other tokens."""
 
+    def attend_over(self, queries: np.ndarray, kv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same over keys and values float32 [2, K, T, D] of the host's, T >= 1, which are copied over for it."""
+
     def whole(self, token_ids: np.ndarray, parts: Sequence[AttendPart], rows: np.ndarray,
               logit_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All layers for rows whose KV is on the device; result as `head`. Positions follow from the lengths."""

@@ -81,6 +81,8 @@ class SequenceSlice:
     hidden: the final-norm hidden states of all n rows are wanted too (embeddings).
     prompt: the rows are a prompt's, not a decoded token. A device may compute the two with different kernels (wide
         ones round differently), so it must know which, for a row's result not to depend on how many rows there are.
+    key: names the sequence from step to step, for devices that keep something of it (see `Device.forget`).
+    interactive: somebody waits for this token; else it belongs to work in bulk, which may wait.
     """
 
     token_ids: np.ndarray
@@ -90,6 +92,8 @@ class SequenceSlice:
     hidden: bool = False
     prompt: bool = False
     exit: ExitRule | None = None
+    key: int = 0
+    interactive: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,14 @@ class StepResult:
     hidden: float32 [rows of the slices with hidden=True, width], states after the final norm, in slice order; None
         where no slice asked. Pooling is the engine's.
     exits: int32 [Step.logit_rows], layers that each of these rows has passed; None where no slice has a rule.
+    finished: indices of the slices that were computed, ascending; the other arrays are of these alone, and the others
+        come again in the next step. None: all.
     """
 
     logits: np.ndarray
     hidden: np.ndarray | None = None
     exits: np.ndarray | None = None
+    finished: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,10 @@ class Device(Protocol):
     A device may also have `exit_layers`, a tuple of layers after which decoded rows may leave (`SequenceSlice.exit`)
     and at which `speculate(layer, drafts: tuple[Draft, ...]) -> tuple[Drafted, ...]` drafts greedily and checks with
     the layers above, whose logits are those of `run`, bit for bit. Empty or missing: it has no exits.
+
+    A device may also have `forget(key)`: the sequence of that key (`SequenceSlice.key`) ends or gives its pages back;
+    from then on the device touches neither. Such a device may leave slices unfinished (`StepResult.finished`): it
+    remembers how far it came with them, and every step brings at least one of them to its end.
 
     A device may also have `uniform = True`: it computes prompt rows and decoded rows alike, bit for bit, so the KV of
     generated tokens may serve as another sequence's prompt. Without it only prompts' KV is shared.

@@ -140,6 +140,10 @@ class OnnxAccelerator:
         with self._timed("attend", layer, len(queries), sequence.length):
             return self._basic.partial(layer, queries, sequence)
 
+    def attend_over(self, queries: np.ndarray, kv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with self._timed("attend", -1, len(queries), kv.shape[2]):
+            return self._basic.over(queries, kv)
+
     def whole(self, token_ids: np.ndarray, parts: Sequence[AttendPart], rows: np.ndarray,
               logit_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not isinstance(self._attention, OperatorAttention):

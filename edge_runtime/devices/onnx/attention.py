@@ -214,6 +214,18 @@ class BasicAttention:
         out, lse = self._attend(layer, flat, sequence, np.full(n, sequence.length - 1))
         return out.reshape(n, c.heads, c.head_size), lse
 
+    def over(self, queries: np.ndarray, kv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same over keys and values float32 [2, K, T, D] that come from the host."""
+        n, c = len(queries), self._graphs.config
+        keys, values = (self._memory.upload(part[None]) for part in kv)
+        rows, tokens = self._rows_of(n), kv.shape[2]
+        padded = np.zeros((rows, c.q_width), np.float32)
+        padded[:n] = queries.reshape(n, c.q_width)
+        new = self._session(rows, tokens).run(
+            {"queries": padded, "key": keys, "value": values, "mask": np.zeros((rows * c.group, tokens), np.float32)},
+            {"attended": (rows, c.q_width), "lse": (rows, c.heads)}, to_host=("attended", "lse"))
+        return new["attended"][:n].reshape(n, c.heads, c.head_size), new["lse"][:n]
+
     def _attend(self, layer: int, queries: np.ndarray, sequence: DeviceSequence,
                 last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Query i attends over the sequence's tokens 0 .. last[i]."""
