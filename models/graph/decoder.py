@@ -32,10 +32,12 @@ class DecoderGraphs:
 
     accuracy_level: of MatMulNBits. 1 computes in float32, 4 rounds activations to int8 (faster where a provider has
     integer units; the CPU provider's error is then about that of 8-bit activations per block).
+    half_kv: keys and values are rounded to half precision (and stay float32), so that KV kept elsewhere in halves holds
+    the same numbers.
     """
 
-    def __init__(self, file: GGUFFile, config: ModelConfig, accuracy_level: int = 1):
-        self.file, self.config, self.accuracy_level = file, config, accuracy_level
+    def __init__(self, file: GGUFFile, config: ModelConfig, accuracy_level: int = 1, half_kv: bool = False):
+        self.file, self.config, self.accuracy_level, self.half_kv = file, config, accuracy_level, half_kv
         self._names = [layer_names(i) for i in range(config.layers)]
         infos = lambda *names: stack([file.tensors[name] for name in names])
         self._qkv = [infos(n.q, n.k, n.v) for n in self._names]
@@ -227,6 +229,12 @@ class DecoderGraphs:
         qk = g.op("RotaryEmbedding", [qk, "places", "cos", "sin"], domain=CONTRIB,
                   interleaved=int(c.rope.style == "norm"))
         qk = g.op("Reshape", [qk, g.constant("as rows", np.array([-1, rotated]))])
+        if self.half_kv:
+            q, k = g.ops("Split", [qk, g.constant("q and k", np.array([c.q_width, c.kv_width]))],
+                         [f"q.{layer}", f"k.{layer}"], axis=-1)
+            # Data types of ONNX: 10 is float16, 1 float32.
+            halves = [g.op("Cast", [part], to=10) for part in (k, v)]
+            return g.op("Concat", [q, *(g.op("Cast", [half], to=1) for half in halves)], output, axis=-1)
         return g.op("Concat", [qk, v], output, axis=-1)
 
     def _attend(self, g: Graph, qkv: str, suffix: str, output: str) -> str:

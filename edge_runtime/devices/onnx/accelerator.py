@@ -40,7 +40,8 @@ class OnnxAccelerator:
     bits where the provider has such products. forms: which sessions are made at once ("segments", "whole"); the other
     is made when it is first used, and holds its weights a second time (the sessions share nothing but the source).
     hardware: "CPU", "GPU" or "NPU" of a provider that has several. fixed_rows: compile for a few numbers of rows and
-    fill up with zeros, as NPUs need.
+    fill up with zeros, as NPUs need. half_kv: keys and values are rounded to half precision (in float32 still), so that
+    the host's fp16 pages hold the same numbers.
 
     Raises MissingExtraError, DeviceError, PlacementError (a node would run elsewhere), OutOfMemoryError,
     InvalidRequestError.
@@ -49,7 +50,8 @@ class OnnxAccelerator:
     def __init__(self, file: GGUFFile, config: ModelConfig, provider: str = "cpu", *, kv_budget_bytes: int,
                  memory_budget: int | None = None, context: int | None = None, threads: int = 1,
                  cores: Sequence[int] = (), precision: str = "float32", forms: Sequence[str] = ("segments",),
-                 max_rows: int = 512, hardware: str | None = None, fixed_rows: bool | None = None):
+                 max_rows: int = 512, hardware: str | None = None, fixed_rows: bool | None = None,
+                 half_kv: bool = False):
         if provider not in PROVIDERS:
             raise InvalidRequestError("provider", provider, f"one of {', '.join(PROVIDERS)}")
         if precision not in PRECISIONS:
@@ -59,7 +61,7 @@ class OnnxAccelerator:
         self.config, self.layers, self.width, self.vocab_size = config, config.layers, config.width, config.vocab_size
         self._file, self._provider = file, PROVIDERS[provider]
         self._settings = SessionSettings(self._provider, max(1, threads), tuple(cores), hardware)
-        self._graphs = DecoderGraphs(file, config, PRECISIONS[precision])
+        self._graphs = DecoderGraphs(file, config, PRECISIONS[precision], half_kv)
         self._weights_bytes = self._graphs.nbytes
         if memory_budget is not None and self._weights_bytes + kv_budget_bytes > memory_budget:
             raise OutOfMemoryError(
