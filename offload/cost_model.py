@@ -28,6 +28,7 @@ class CostModel:
         self.layers, self.handover = curves.layers, curves.handover
         self._linear, self._head = (Line(points, through_zero=True) for points in (curves.linear, curves.head))
         self._upload, self._download = Line(curves.upload), Line(curves.download)
+        self._bring = Line(curves.bring) if curves.bring else None
         self._device, self._host = Grid(curves.device_attention), Grid(curves.host_attention)
         self._device_prompt, self._host_prompt = Grid(curves.device_prompt), Grid(curves.host_prompt)
         self._factors: dict[str, float] = {}
@@ -68,6 +69,14 @@ class CostModel:
 
     def download(self, nbytes: float) -> float:
         return self._download(nbytes) if nbytes > 0 else 0.0
+
+    def bring(self, tokens: float) -> float:
+        """KV of `tokens` tokens from the host's pages to the device."""
+        if tokens <= 0:
+            return 0.0
+        if self._bring is None:
+            return self.upload(tokens * self.curves.kv_bytes_device / self.layers)
+        return self._bring(tokens)
 
     def crossing(self, rows: float) -> float:
         """Queries, keys and values of `rows` rows to the host and what they attended back: one layer."""

@@ -27,6 +27,8 @@ class Curves:
     download: (bytes, seconds). handover: what the way to the host's thread and back costs a layer, besides the copies.
     kv_bytes_device, kv_bytes_host: KV per token, all layers. q_bytes, o_bytes: per row and layer, to the host and back.
     contention_device, contention_host: how many times as long work takes while the other processor works too.
+    bring: (KV tokens, seconds) from the host's pages into the device's KV, unpacked on the way; where it is empty,
+    `upload` counts alone.
 
     Raises ProfileError where a figure is missing, negative or not finite.
     """
@@ -47,6 +49,7 @@ class Curves:
     o_bytes: int
     contention_device: float = 1.0
     contention_host: float = 1.0
+    bring: Points = ()
 
     def __post_init__(self) -> None:
         _check(_whole(self.layers) and self.layers > 0, "layers", self.layers, "a whole number of 1 or more")
@@ -56,8 +59,9 @@ class Curves:
         for name in ("contention_device", "contention_host"):
             factor = getattr(self, name)
             _check(_seconds(factor) and factor >= 1, name, factor, "1 or more")
-        for name in (*POINTS, *GRIDS):
-            object.__setattr__(self, name, _points(name, getattr(self, name), 2 if name in POINTS else 3))
+        names = (*POINTS, *GRIDS, *(("bring",) if self.bring else ()))
+        for name in names:
+            object.__setattr__(self, name, _points(name, getattr(self, name), 3 if name in GRIDS else 2))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,10 +72,10 @@ class Curves:
         if not isinstance(value, Mapping):
             raise ProfileError("curves", "not a JSON object")
         known = {field.name for field in fields(cls)}
-        missing = sorted(known - set(value))
+        missing = sorted(known - set(value) - {"bring"})
         if missing:
             raise ProfileError("curves", f"{', '.join(missing)} missing")
-        return cls(**{name: value[name] for name in known})
+        return cls(**{name: value[name] for name in known & set(value)})
 
 
 def _points(name: str, points: Any, width: int) -> tuple[tuple, ...]:

@@ -1,0 +1,170 @@
+"""How long an accelerator takes for the parts of a layer. Everything here runs on the accelerator's thread."""
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.devices.accelerator import Accelerator, AttendPart
+from edge_runtime.errors import OutOfMemoryError
+from edge_runtime.models.config import ModelConfig
+
+FILL_BYTES = 32 << 20  # of KV in one write
+PASSES = 3  # over the layers at most, where they take little time
+
+
+class DeviceMeter:
+    """Medians over layers and repeats. Layers take turns as in a lap, so that weights and KV come from where they come
+    from then; the first call of a shape is not counted. On an asynchronous device a chain of calls is timed, and the
+    wait at its end taken off."""
+
+    def __init__(self, accelerator: Accelerator, config: ModelConfig, seed: int = 0):
+        self.accelerator, self.config = accelerator, config
+        self._rng = np.random.default_rng(seed)
+        # Segment 0 is a smaller one: nothing precedes its queries. The rest of its layer is in the head.
+        self.body = range(1, accelerator.layers) if accelerator.layers > 1 else range(1)
+        self._asynchronous = accelerator.capabilities.asynchronous
+        self._turns = itertools.cycle(self.body)
+        ready = accelerator.upload(self._noise(1, config.width))
+        self._wait(ready)
+        self._wait_seconds = median(_seconds(lambda: self._wait(ready)) for _ in range(5))
+
+    def linear(self, rows: int, seconds: float) -> float:
+        """One segment, measured for about `seconds`."""
+        return self._median(self._segment(rows), seconds)
+
+    def head(self, rows: int, seconds: float) -> float:
+        """What a lap takes besides its attention and as many full segments as it has layers: embedding, segment 0 and
+        the head, which holds the last layer's rest, less one segment."""
+        a, ids, every = self.accelerator, np.zeros(rows, np.int64), np.arange(rows)
+        attended = a.upload(self._noise(rows, self.config.q_width))
+
+        def ends() -> None:
+            x, _ = a.segment(0, a.embed(ids), None, every)
+            a.head(x, attended, every, every)
+
+        segment = self._segment(rows)
+        self._wait(segment(self.body[0]))
+        ends()
+        found, until = [], time.perf_counter() + seconds
+        while not found or (len(found) < 4 * PASSES and time.perf_counter() < until):
+            found.append(_seconds(ends) - median(self._samples(segment, 0.0)))
+        return max(median(found), 0.0)
+
+    def open(self, tokens: int, count: int) -> list[Any]:
+        """Sequences with KV of `tokens` tokens each; empty where the device's budget does not hold them."""
+        kv, opened = self.accelerator.kv, []
+        try:
+            if not kv.can_open(tokens, count):
+                return []
+            for _ in range(count):
+                opened.append(kv.open(tokens))
+            c = self.config
+            piece = max(1, min(tokens, FILL_BYTES // (c.layers * c.kv_width * 8)))
+            noise = self._rng.standard_normal((c.layers, 2, c.kv_heads, piece, c.head_size), np.float32)
+            for sequence in opened:
+                for start in range(0, tokens, piece):
+                    kv.write(sequence, start, noise[:, :, :, :min(piece, tokens - start)])
+            return opened
+        except (OutOfMemoryError, ValueError):  # ValueError: longer than the device's longest sequence
+            self.close(opened)
+            return []
+
+    def close(self, sequences: Sequence[Any]) -> None:
+        for sequence in sequences:
+            self.accelerator.kv.close(sequence)
+
+    def attention(self, sequences: Sequence[Any], tokens: int, seconds: float) -> float:
+        """One layer of a decoding row of each sequence, over `tokens` tokens, its own included."""
+        return self._attention([(sequence, 1) for sequence in sequences], tokens - 1, seconds)
+
+    def prompt(self, sequence: Any, rows: int, before: int, seconds: float) -> float:
+        """One layer of `rows` rows of a prompt behind `before` tokens."""
+        return self._attention([(sequence, rows)], before, seconds)
+
+    def upload(self, nbytes: int, seconds: float) -> float:
+        array = self._noise(max(1, nbytes // (4 * self.config.width)), self.config.width)
+        return self._median(lambda layer: self.accelerator.upload(array), seconds, chain=1)
+
+    def download(self, nbytes: int, seconds: float) -> float:
+        there = self.accelerator.upload(self._noise(max(1, nbytes // (4 * self.config.width)), self.config.width))
+        self._wait(there)
+        found, until = [], time.perf_counter() + seconds
+        while len(found) < 3 or (len(found) < 16 and time.perf_counter() < until):
+            found.append(_seconds(lambda: self.accelerator.download(there)))
+        return median(found)
+
+    def layer(self, sequences: Sequence[Any], tokens: int, seconds: float) -> float:
+        """Segment and attention of a layer, a row of each sequence."""
+        a = self.accelerator
+        for sequence in sequences:
+            sequence.length = tokens - 1
+        parts = [AttendPart(sequence) for sequence in sequences]
+        segment, qkv = self._segment(len(sequences)), self._qkv(len(sequences))
+
+        def both(layer: int) -> Any:
+            segment(layer)
+            return a.attend(layer, qkv, parts)
+
+        return self._median(both, seconds, passes=1000)
+
+    def _attention(self, rows: Sequence[tuple[Any, int]], before: int, seconds: float) -> float:
+        for sequence, _ in rows:
+            sequence.length = before
+        parts = [AttendPart(sequence, count) for sequence, count in rows]
+        count = sum(part.count for part in parts)
+        qkv, segment = self._qkv(count), self._segment(count)
+        return self._median(lambda layer: self.accelerator.attend(layer, qkv, parts), seconds, before=segment)
+
+    def _segment(self, rows: int) -> Callable[[int], Any]:
+        a, positions = self.accelerator, np.arange(rows)
+        x, attended = a.upload(self._noise(rows, a.width)), a.upload(self._noise(rows, self.config.q_width))
+        return lambda layer: a.segment(layer, x, attended if layer else None, positions)[1]
+
+    def _qkv(self, rows: int) -> Any:
+        return self.accelerator.upload(self._noise(rows, self.config.q_width + 2 * self.config.kv_width))
+
+    def _noise(self, rows: int, width: int) -> np.ndarray:
+        return self._rng.standard_normal((rows, width), np.float32)
+
+    def _median(self, call: Callable[[int], Any], seconds: float, *, before: Callable[[int], Any] | None = None,
+                passes: int = PASSES, chain: int | None = None) -> float:
+        """Of call(layer). before: what comes ahead of it in a lap, not counted, so that caches hold what they hold
+        then."""
+        for first in (before, call):
+            if first is not None:
+                self._wait(first(self.body[0]))
+        return median(self._samples(call, seconds, before, passes, chain))
+
+    def _samples(self, call: Callable[[int], Any], seconds: float, before: Callable[[int], Any] | None = None,
+                 passes: int = PASSES, chain: int | None = None) -> list[float]:
+        until, found = time.perf_counter() + seconds, []
+        count = (chain or len(self.body)) if self._asynchronous else 1
+        least = 3 if count == 1 else 1
+        while len(found) < least or (len(found) < passes * len(self.body) / count and time.perf_counter() < until):
+            if self._asynchronous:
+                began, last = time.perf_counter(), None
+                for _ in range(count):
+                    last = call(next(self._turns))
+                self._wait(last)
+                found.append(max(0.0, time.perf_counter() - began - self._wait_seconds) / count)
+            else:
+                layer = next(self._turns)
+                if before is not None:
+                    before(layer)
+                found.append(_seconds(lambda at=layer: call(at)))
+        return found
+
+    def _wait(self, array: Any) -> None:
+        if self._asynchronous:
+            self.accelerator.download(self.accelerator.take(array, 0, 1))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began

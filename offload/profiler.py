@@ -1,0 +1,313 @@
+"""Measures `Curves` on this machine and model, within a time budget: each processor alone, then both at once."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edge_runtime.devices.accelerator import Accelerator
+from edge_runtime.errors import InvalidRequestError
+from edge_runtime.models.config import ModelConfig
+from edge_runtime.offload.curves import Curves
+from edge_runtime.offload.device_meter import DeviceMeter
+from edge_runtime.offload.host_attention import HostAttention
+from edge_runtime.offload.host_meter import HostMeter
+from edge_runtime.offload.page_values import read_pages
+from edge_runtime.offload.plan import memory
+
+T = TypeVar("T")
+Progress = Callable[[str], None]
+
+SECONDS = 45.0
+LEAST_SECONDS = 0.5
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+HEAD_ROWS = (1, 4, 16, 64)
+SEQUENCES = (1, 4, 16, 64)
+TOKENS = (64, 512, 2048, 8192, 32768, 65536)  # KV of one row
+PROMPT_ROWS = (16, 128, 512)
+PROMPT_BEFORE = (0, 1024, 8192)
+BYTES = (1 << 12, 1 << 15, 1 << 18, 1 << 21, 1 << 24, 1 << 26)
+BRING_TOKENS = (64, 512, 2048)
+MOST_TOKENS = 65536  # KV of all rows of a measurement together
+MEMORY_SHARE = 4  # of what is free: as much as a measurement fills with KV, on either side
+TOGETHER = 4, 4096  # rows and KV tokens of each, for the work of both processors at once
+CALLS = 5  # of a place at least: one that is not counted, three that are, and what runs between them
+ROUNDS = 3  # of alone and together in turns: the machine's own noise falls on both
+ROUND_SECONDS = 0.25
+SHARES = {"linear": 22, "head": 6, "device attention": 22, "host attention": 16, "device prompts": 12,
+          "host prompts": 8, "copies": 4, "handover": 2, "contention": 8}  # of the time, in this order
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """curves; seconds that measuring took; notes: what was not measured as far as usual, and why."""
+
+    curves: Curves
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def measure(accelerator: Accelerator, host: HostAttention, config: ModelConfig, *, seconds: float = SECONDS,
+            progress: Progress | None = None, seed: int = 0) -> Measurement:
+    """The curves of one model on `accelerator`, whose KV must be empty or nearly so, and `host`; both are left as they
+    were. seconds: to measure for; filling memory and the first calls of large shapes may add a quarter.
+    InvalidRequestError: a budget too small to measure anything. DeviceError, OutOfMemoryError as the device raises
+    them."""
+    if not seconds >= LEAST_SECONDS:
+        raise InvalidRequestError("seconds", seconds, f"{LEAST_SECONDS} or more")
+    return _Profiler(accelerator, host, config, seconds, progress or (lambda text: None), seed).run()
+
+
+class _Profiler:
+    def __init__(self, accelerator: Accelerator, host: HostAttention, config: ModelConfig, seconds: float,
+                 progress: Progress, seed: int):
+        self.accelerator, self.host, self.config, self.layout = accelerator, host, config, host.layout
+        self._progress, self._began, self._until = progress, time.perf_counter(), time.perf_counter() + seconds
+        self._shares = dict(SHARES)
+        self._notes: list[str] = []
+        self.device = self._on_device(lambda: DeviceMeter(accelerator, config, seed))
+        self.tokens = self._host_tokens()
+        self.pages = HostMeter(host, config, host.layout, self.tokens, seed)
+
+    def run(self) -> Measurement:
+        try:
+            curves = self._curves()
+        finally:
+            self.pages.close()
+        return Measurement(curves, time.perf_counter() - self._began, tuple(self._notes))
+
+    def _curves(self) -> Curves:
+        a, c, device = self.accelerator, self.config, self.device
+        most = a.capabilities.max_rows
+        rows = [n for n in ROWS if n <= most]
+        linear = self._line("linear", rows, lambda n, s: self._on_device(lambda: device.linear(n, s)))
+        head = self._line("head", [n for n in HEAD_ROWS if n <= most],
+                          lambda n, s: self._on_device(lambda: device.head(n, s)))
+        device_attention = self._device_attention()
+        host_attention = self._grid("host attention", self._cells(SEQUENCES, TOKENS, self.pages.tokens),
+                                    self.pages.attention)
+        device_prompt = self._device_prompt(most)
+        prompts = [(n, before) for n in PROMPT_ROWS for before in PROMPT_BEFORE
+                   if n <= most and n + before <= self.pages.tokens]
+        host_prompt = self._grid("host prompts", prompts, self.pages.prompt)
+        upload, download, bring = self._copies()
+        token_bytes = c.layers * 2 * c.kv_width * 4
+        contention = self._contention()
+        return Curves(
+            layers=c.layers, linear=linear, head=head, device_attention=device_attention,
+            host_attention=host_attention, device_prompt=device_prompt, host_prompt=host_prompt, upload=upload,
+            download=download, handover=self._handover(), kv_bytes_device=token_bytes,
+            kv_bytes_host=self.layout.page_bytes // 64, q_bytes=4 * (c.q_width + 2 * c.kv_width), o_bytes=4 * c.q_width,
+            contention_device=contention[0], contention_host=contention[1], bring=bring)
+
+    def _device_attention(self) -> tuple[tuple[int, int, float], ...]:
+        """Per number of rows sequences as long as fit, used at several lengths."""
+        found: list[tuple[int, int, float]] = []
+        until = self._share("device attention")
+        for at, count in enumerate(SEQUENCES):
+            lengths = [tokens for tokens in TOKENS if count * tokens <= MOST_TOKENS]
+            sequences: list[Any] = []
+            while lengths and not sequences:
+                if not self._fits_memory(count * lengths[-1]):
+                    lengths.pop()
+                    continue
+                sequences = self._on_device(lambda n=count, t=lengths[-1]: self.device.open(t, n))
+                if not sequences:
+                    lengths.pop()
+            if not sequences:
+                self._note("device attention", f"{count} rows and more", "the device's KV has no room")
+                break
+            if count * lengths[-1] < min(MOST_TOKENS, count * TOKENS[-1]) // 4:
+                self._note("device attention", f"{count} rows beyond {lengths[-1]:,} tokens", "there is no room for it")
+            end = time.perf_counter() + (until - time.perf_counter()) / (len(SEQUENCES) - at)
+            try:
+                found += self._grid("device attention", [(count, tokens) for tokens in lengths],
+                                    lambda n, t, s, held=sequences: self._on_device(
+                                        lambda: self.device.attention(held, t, s)), end)
+            finally:
+                self._on_device(lambda held=sequences: self.device.close(held))
+        return tuple(found)
+
+    def _device_prompt(self, most: int) -> tuple[tuple[int, int, float], ...]:
+        rows = [n for n in PROMPT_ROWS if n <= most] or [most]
+        sequence: list[Any] = []
+        before = list(PROMPT_BEFORE)
+        while before and not sequence:
+            wanted = rows[-1] + before[-1]
+            if self._fits_memory(wanted):
+                sequence = self._on_device(lambda n=wanted: self.device.open(n, 1))
+            if not sequence:
+                before.pop()
+        if not sequence:  # a device with a KV of a few tokens: its prompts go to the host
+            rows, before = rows[:1], [0]
+            sequence = self._on_device(lambda: self.device.open(rows[0], 1))
+        if len(before) < len(PROMPT_BEFORE):
+            self._note("device prompts", f"more than {before[-1]:,} tokens before", "there is no room for it")
+        try:
+            return self._grid("device prompts", [(n, b) for n in rows for b in before],
+                              lambda n, b, s: self._on_device(lambda: self.device.prompt(sequence[0], n, b, s)))
+        finally:
+            self._on_device(lambda: self.device.close(sequence))
+
+    def _copies(self) -> tuple[Any, Any, Any]:
+        sizes = [n for n in BYTES if n <= memory()[1] // 8]
+        end = self._share("copies")
+        third = (end - time.perf_counter()) / 3
+        upload = self._line("upload", sizes, lambda n, s: self._on_device(lambda: self.device.upload(n, s)),
+                            time.perf_counter() + third)
+        download = self._line("download", sizes, lambda n, s: self._on_device(lambda: self.device.download(n, s)),
+                              time.perf_counter() + third)
+        tokens = [n for n in BRING_TOKENS if n <= self.pages.tokens]
+        return upload, download, self._line("bring", tokens, self._bring, end)
+
+    def _bring(self, tokens: int, seconds: float) -> float:
+        """Of all layers, told per layer."""
+        kv = self.accelerator.kv
+        sequences = self._on_device(lambda: self.device.open(tokens, 1))
+        if not sequences:
+            return self._on_device(lambda: self.device.upload(tokens * 8 * self.config.kv_width, seconds))
+
+        def once() -> float:
+            began = time.perf_counter()
+            kv.write(sequences[0], 0, read_pages(self.pages.pages, self.layout, 0, tokens))
+            kv.read(sequences[0], tokens - 1, tokens)  # waits, where calls return before the work is done
+            return time.perf_counter() - began
+
+        try:
+            found, until = [self._on_device(once)], time.perf_counter() + seconds
+            while len(found) < 2 or (len(found) < 8 and time.perf_counter() < until):
+                found.append(self._on_device(once))
+        finally:
+            self._on_device(lambda: self.device.close(sequences))
+        return median(found[1:]) / self.config.layers
+
+    def _handover(self) -> float:
+        """A layer's way of one row to the host's thread and back, without its attention and the copies of its bytes."""
+        a, rows = self.accelerator, self.pages.decode(1, 1)
+        until, found = self._share("handover"), []
+        width = self.config.q_width + 2 * self.config.kv_width
+
+        def once(qkv: Any, other: Any) -> float:
+            began = time.perf_counter()
+            theirs = a.download(a.take(qkv, 0, 1))
+            copied = time.perf_counter()
+            attended = self.host.submit(0, theirs, rows).result()
+            back = time.perf_counter()
+            joined = a.join([other, a.upload(attended.output)])
+            if not a.capabilities.asynchronous:
+                return time.perf_counter() - began - attended.seconds
+            del joined
+            return back - copied - attended.seconds
+
+        qkv, other = self._on_device(lambda: (a.upload(np.zeros((2, width), np.float32)),
+                                              a.upload(np.zeros((1, self.config.q_width), np.float32))))
+        while len(found) < 8 or (len(found) < 200 and time.perf_counter() < until):
+            found.append(self._on_device(lambda: once(qkv, other)))
+        return max(0.0, median(found[1:]))
+
+    def _contention(self) -> tuple[float, float]:
+        """How much longer each takes while the other works, on decoding rows: weights, KV and all."""
+        until = self._share("contention")
+        count, tokens = TOGETHER
+        held: list[Any] = []
+        while not held and tokens >= TOKENS[0]:
+            if count * tokens <= self.pages.tokens and self._fits_memory(count * tokens):
+                held = self._on_device(lambda n=tokens: self.device.open(n, count))
+            tokens = tokens if held else tokens // 2
+        if not held:
+            self._note("contention", "at all", "the device's KV has no room")
+            return 1.0, 1.0
+        rows = self.pages.decode(count, tokens)
+        qkv = self.pages.qkv(rows)
+        slower: list[tuple[float, float]] = []
+        try:
+            while len(slower) < ROUNDS or (len(slower) < 3 * ROUNDS and time.perf_counter() < until):
+                each = min(max(0.02, (until - time.perf_counter()) / ROUNDS / 3), ROUND_SECONDS)
+                device = self._on_device(lambda s=each: self.device.layer(held, tokens, s))
+                host = self._feed(rows, qkv, time.perf_counter() + each)
+                both: Future[float] = self.accelerator.submit(lambda s=each: self.device.layer(held, tokens, s))
+                beside = self._feed(rows, qkv, None, both)
+                slower.append((both.result() / device, beside / host))
+        finally:
+            self._on_device(lambda: self.device.close(held))
+        return max(1.0, median(s[0] for s in slower)), max(1.0, median(s[1] for s in slower))
+
+    def _feed(self, rows: Any, qkv: np.ndarray, until: float | None, beside: Future[float] | None = None) -> float:
+        """The host's median, kept busy until a time or while `beside` runs."""
+        found: list[float] = []
+        while len(found) < 3 or (time.perf_counter() < until if until else beside is not None and not beside.done()):
+            found.append(self.pages.run(rows, qkv).seconds)
+        return median(found)
+
+    def _line(self, name: str, places: Sequence[int], once: Callable[[int, float], float],
+              until: float | None = None) -> tuple[tuple[int, float], ...]:
+        found = self._grid(name, [(place, 0) for place in places], lambda n, _, s: once(n, s), until,
+                           lambda place, _: place)
+        return tuple((place, seconds) for place, _, seconds in found)
+
+    def _grid(self, name: str, places: Sequence[tuple[int, int]], once: Callable[[int, int, float], float],
+              until: float | None = None,
+              work: Callable[[int, int], float] = lambda rows, tokens: rows * (rows + tokens),
+              ) -> tuple[tuple[int, int, float], ...]:
+        """Measures places, ascending in each, until the time is up: at least the first two, so that there is a line to
+        go on with. Places that would take longer than what is left are passed over, and noted. work: what the time
+        grows with, at most."""
+        until = self._share(name) if until is None else until
+        found: list[tuple[int, int, float]] = []
+        skipped: list[str] = []
+        for at, (x, y) in enumerate(places):
+            left, place = until - time.perf_counter(), _place(name, x, y)
+            if at >= 2:
+                last = found[-1]
+                expected = CALLS * last[2] * work(x, y) / work(last[0], last[1])
+                if expected > left:
+                    skipped.append(place)
+                    continue
+            self._progress(f"{name}: {place}")
+            found.append((x, y, once(x, y, max(left, 0.0) / (len(places) - at))))
+        if skipped:
+            more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+            self._note(name, skipped[0] + more, "the time was up")
+        return tuple(found)
+
+    def _share(self, name: str) -> float:
+        """Until when: its share of the time that is left to it and what comes after it."""
+        now, share = time.perf_counter(), self._shares.pop(name, 0)
+        return now + max(0.0, self._until - now) * share / (share + sum(self._shares.values()) or 1)
+
+    def _note(self, name: str, what: str, why: str) -> None:
+        self._notes.append(f"{name}, {what}: extrapolated, {why}")
+
+    def _host_tokens(self) -> int:
+        tokens = MOST_TOKENS
+        while tokens > 1024 and tokens // 64 * self.layout.page_bytes > memory()[1] // MEMORY_SHARE:
+            tokens //= 2
+        if tokens < MOST_TOKENS:
+            self._note("host attention", f"more than {tokens:,} tokens", "memory is short")
+        return tokens
+
+    def _fits_memory(self, tokens: int) -> bool:
+        """Of the host, where the device's KV lies in it; a device's own memory has its budget."""
+        return (not self.accelerator.capabilities.host_memory
+                or self.accelerator.kv.bytes_for(1) // 128 * tokens <= memory()[1] // MEMORY_SHARE)
+
+    @staticmethod
+    def _cells(rows: Iterable[int], tokens: Iterable[int], most: int) -> list[tuple[int, int]]:
+        return [(b, t) for b in rows for t in tokens if b * t <= min(most, MOST_TOKENS)]
+
+    def _on_device(self, call: Callable[[], T]) -> T:
+        return self.accelerator.submit(call).result()
+
+
+def _place(name: str, x: int, y: int) -> str:
+    if name in ("upload", "download"):
+        return f"{x:,} bytes"
+    if name == "bring":
+        return f"{x:,} tokens"
+    before = " before" if "prompts" in name else ""
+    return f"{x:,} rows" + (f", {y:,} tokens{before}" if y or before else "")
