@@ -12,7 +12,6 @@ from edge_runtime.offload.page_table import PageTable
 from edge_runtime.offload.pages import PAGE_TOKENS
 from edge_runtime.offload.prefix import extend_keys
 
-
 _KEYS = itertools.count(1)
 
 

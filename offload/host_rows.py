@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_runtime.devices.base import PAGE_TOKENS, KVLayout
+from edge_runtime.devices.base import PAGE_TOKENS
 from edge_runtime.kernels import step_state
 from edge_runtime.kernels.attention_tasks import AttentionTasks
 from edge_runtime.kernels.memory import aligned

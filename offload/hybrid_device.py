@@ -184,7 +184,7 @@ class HybridDevice:
         slices = [step.slices[i] for i in order]
         flow = Flow(self._by, self._rows(slices[:len(here)], slices[len(here):]))
         lockstep(self._by, flow)
-        self._end(flow, {s.key: s for s in slices}, order, step, result)
+        self._end([flow], step, order, result)
 
     def _prompt_room(self, s: SequenceSlice) -> bool:
         """Whether a prompt's rows attend on the device: its KV so far is there, or comes now, and the new fits too."""
@@ -205,10 +205,7 @@ class HybridDevice:
         began = time.perf_counter()
         flows = self._lap(choice, by_key)
         done = [flow for flow in flows if flow.layer == self._accelerator.layers]
-        for flow in done:
-            keys = [key for key in flow.rows.keys if key in by_key]
-            order = [next(i for i in indices if step.slices[i].key == key) for key in keys]
-            self._end(flow, by_key, order, step, result)
+        self._end(done, step, indices, result)
         seconds = time.perf_counter() - began
         tokens = sum(flow.rows.count for flow in done)
         self.apex.measured(choice, seconds, tokens)
@@ -273,7 +270,7 @@ class HybridDevice:
         written = [HostSlice(s.pages, s.position, len(s.token_ids), _is_prompt(s))
                    for s in (everyone if stored else device)]
         return Rows(
-            keys=tuple(s.key for s in everyone),
+            keys=tuple(s.key for s in everyone), counts=tuple(len(s.token_ids) for s in everyone),
             ids=np.concatenate([s.token_ids for s in everyone]).astype(np.int64),
             positions=np.concatenate([np.arange(s.position, s.position + len(s.token_ids)) for s in everyone]),
             parts=parts, stored=HostRows(self.config, written) if written else None,
@@ -286,31 +283,37 @@ class HybridDevice:
             self._copies[s.key].length = skip
         return skip
 
-    def _end(self, flow: Flow, by_key: dict[int, SequenceSlice], order: Sequence[int], step: Step,
-             result: _Result) -> None:
-        """The head for all rows of a flow, whose slices are `order` of the step; what was computed is noted."""
-        for part in flow.rows.parts:
-            part.sequence.length += part.count
-        flow.store()
-        self._writing += flow.writing
+    def _end(self, flows: Sequence[Flow], step: Step, indices: Sequence[int], result: _Result) -> None:
+        """One head for all flows that came to the last layer; what was computed is noted. Their slices are among
+        `indices` of the step; rows of sequences that are not have ended meanwhile."""
+        if not flows:
+            return
+        by_key = {step.slices[i].key: i for i in indices}
         wanted: list[int] = []
         logit_rows: list[int] = []
         spans: list[tuple[int, slice, slice]] = []
-        first = {key: at for key, at in zip(flow.rows.keys, _firsts(flow.rows, by_key))}
-        for i in order:
-            s = step.slices[i]
-            n = len(s.token_ids)
-            shown = {"all": n, "last": 1, "none": 0}[s.logits]
-            rows = range(first[s.key], first[s.key] + n)
-            kept = rows if s.hidden else rows[n - shown:]
-            hidden = slice(len(wanted), len(wanted) + len(kept))
-            logits = slice(len(logit_rows), len(logit_rows) + shown)
-            logit_rows += range(len(wanted) + len(kept) - shown, len(wanted) + len(kept))
-            wanted += kept
-            spans.append((i, logits, hidden))
+        first = 0
+        for flow in flows:
+            for part in flow.rows.parts:
+                part.sequence.length += part.count
+            flow.store()
+            self._writing += flow.writing
+            for key, n in zip(flow.rows.keys, flow.rows.counts):
+                rows, first = range(first, first + n), first + n
+                if key not in by_key:
+                    continue
+                s = step.slices[by_key[key]]
+                shown = {"all": n, "last": 1, "none": 0}[s.logits]
+                kept = rows if s.hidden else rows[n - shown:]
+                hidden = slice(len(wanted), len(wanted) + len(kept))
+                logits = slice(len(logit_rows), len(logit_rows) + shown)
+                wanted += kept
+                logit_rows += range(len(wanted) - shown, len(wanted))
+                spans.append((by_key[key], logits, hidden))
+        a = self._accelerator
         with self.meter.device():
-            states, scores = self._accelerator.head(flow.x, flow.attended, np.array(wanted, np.int64),
-                                                    np.array(logit_rows, np.int64))
+            x, attended = (a.join([getattr(flow, name) for flow in flows]) for name in ("x", "attended"))
+            states, scores = a.head(x, attended, np.array(wanted, np.int64), np.array(logit_rows, np.int64))
         for i, logits, hidden in spans:
             result.logits[i], result.hidden[i] = scores[logits], states[hidden]
 
@@ -377,9 +380,3 @@ class HybridDevice:
 
 def _is_prompt(s: SequenceSlice) -> bool:
     return s.prompt or len(s.token_ids) != 1
-
-
-def _firsts(rows: Rows, by_key: dict[int, SequenceSlice]) -> list[int]:
-    """First row of each sequence of a batch."""
-    counts = [len(by_key[key].token_ids) for key in rows.keys]
-    return [int(n) for n in np.cumsum([0, *counts[:-1]])]

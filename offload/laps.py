@@ -10,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, wait
 
 from edge_runtime.offload.flow import Flow, Processors, segment
 
-
 STORE_ROWS = 64  # of a batch whose keys and values are not kept until the lap's end
 
 

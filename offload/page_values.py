@@ -10,7 +10,7 @@ from edge_runtime.kernels.kv_record import COLUMNS, LANES, RecordLayout
 
 
 def read_pages(pages: np.ndarray, layout: KVLayout, start: int, stop: int, layers: range | None = None) -> np.ndarray:
-    """Keys (after RoPE) and values of tokens start .. stop - 1 of the sequence with these page addresses (int64), float32
+    """Keys (after RoPE) and values of tokens start .. stop - 1 of the sequence with these page addresses, float32
     [layers, 2, K, stop - start, D]: a copy, laid out as `accelerator.DeviceKV` reads and writes it."""
     layers = range(layout.layers) if layers is None else layers
     out = np.empty((len(layers), 2, layout.kv_heads, stop - start, layout.head_size), np.float32)

@@ -1,7 +1,6 @@
 """The hybrid device in every mode and placement: the conformance suite of devices, and what is its own."""
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
