@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from edge_runtime.errors import InvalidRequestError
-from edge_runtime.offload.candidates import Candidate, Candidates, realize
+from edge_runtime.offload.candidates import Candidate, Candidates, last, realize
 from edge_runtime.offload.choices import SPLIT_GRAIN, Choice, Estimate, Mode, Row
 from edge_runtime.offload.cost_model import CostModel
 from edge_runtime.offload.lap_times import LapTimes, Load, PromptPart
@@ -68,7 +68,7 @@ class Apex:
             raise InvalidRequestError("pool_tokens", pool_tokens, "0 or more")
         if len({row.key for row in rows}) != len(rows):
             raise InvalidRequestError("rows", [row.key for row in rows], "rows of different keys")
-        times = LapTimes(self.cost, prompt)
+        times = LapTimes(self.cost, prompt, self._yield())
         if not rows:
             self._considered = {}
             return Choice(Mode.DEVICE_ONLY, predicted=times.device_only(Load(0, 0)).seconds)
@@ -85,8 +85,9 @@ class Apex:
         self.cost.note(choice.kind, choice.predicted, seconds)
         self.pairs.append((choice.mode, choice.predicted, seconds))
         if choice.mode is Mode.OVERLAP and self._laps > self.cost.layers:  # before, nobody can have landed
-            expected = (choice.tokens - len(choice.device), max(tokens - len(choice.device), 0))
-            self._landed = [FADE * old + new for old, new in zip(self._landed, expected)]
+            predicted = (choice.tokens - len(choice.device)) / self._yield()
+            landed = max(tokens - len(choice.device), 0)
+            self._landed = [FADE * old + new for old, new in zip(self._landed, (predicted, landed))]
 
     def explain(self) -> dict[Mode, Estimate]:
         """What each mode was predicted to give at the last choice, best first."""
@@ -95,13 +96,7 @@ class Apex:
     def _candidates(self, rows: Sequence[Row], pool: int, times: LapTimes, modes: Sequence[Mode] | None = None,
                     ) -> dict[Mode, Candidate]:
         place = Candidates(rows, pool, times, self.size, expected=self.expected_tokens, split=self.split)
-        found = {one.mode: one for one in place.all(modes or self.modes)}
-        if Mode.OVERLAP in found:
-            one = found[Mode.OVERLAP]
-            on_device = min(len(one.device), one.lap.tokens)
-            landed = (one.lap.tokens - on_device) * self._yield()
-            found[Mode.OVERLAP] = replace(one, lap=replace(one.lap, tokens=on_device + landed))
-        return found
+        return {one.mode: one for one in place.all(modes or self.modes)}
 
     def _yield(self) -> float:
         """Host tokens that overlap laps gave, of those predicted: cohorts may miss the device."""
@@ -172,12 +167,9 @@ class Apex:
             return self.tbt_seconds is None or any(
                 self.cost.corrected(one.kind, one.lap.seconds) <= self.tbt_seconds for one in now.values())
 
-        low, high = 0, len(others)
-        wanted, now = within(high)
-        while low < high and not fits(now):
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if fits(within(middle + 1)[1]) else (low, middle)
-            wanted, now = within(low)
+        wanted, now = within(len(others))
+        if others and not fits(now):
+            wanted, now = within(last(lambda count: fits(within(count)[1]), len(others) - 1))
         in_time = {mode: one for mode, one in now.items() if fits({mode: one})}
         if not in_time and now:  # too slow even alone: at least as fast as it goes
             fastest = min(now, key=lambda mode: self.cost.corrected(now[mode].kind, now[mode].lap.seconds))
@@ -189,14 +181,13 @@ class Apex:
     def _answer(self, now: Candidate | None, found: dict[Mode, Candidate], rows: Sequence[Row], pool: int) -> Choice:
         if now is None:  # nothing can run: a pool of nothing, and a mode that needs one
             return Choice(self.force or self.mode, waiting=tuple(row.key for row in rows))
+        ran = {row.key for row in (*now.device, *now.host)}
         for key in self._waited:
-            ran = any(row.key == key for row in (*now.device, *now.host))
-            self._waited[key] = self._waited[key] if ran else self._waited[key] + 1
+            self._waited[key] += key not in ran
         target = found.get(self.mode, now)
         wanted = {row.key: row.tokens for row in target.device} | target.split
         bring = [row for row in rows if wanted.get(row.key, 0) > row.device_tokens + (row.key not in target.split)]
         split = now.split
-        ran = {row.key for row in (*now.device, *now.host)}
         return Choice(
             now.mode, device=_keys(now.device), host=tuple(row.key for row in now.host if row.key not in split),
             split=dict(split), first=tuple(row.key for row in now.first if row.key not in split),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from edge_runtime.offload.choices import SPLIT_GRAIN, Mode, Row
-from edge_runtime.offload.lap_times import NOTHING, Lap, LapTimes, Load
+from edge_runtime.offload.lap_times import Lap, LapTimes, Load
 
 SPLIT_GAIN = 1.02  # a split row costs two attentions and a merge, which curves do not hold: it must promise more
 SPLIT_LEAST = 256  # tokens on each side of a split: below, calls cost more than the work they share
@@ -56,8 +56,9 @@ class Candidates:
         # Those that are there stay; of the others, short ones: they give the most rows for the pool's bytes.
         self.fitting, self.over, self._left = self._fill(
             sorted(rows, key=lambda row: (not row.interactive, not row.ready, row.tokens)))
+        self._ready = sum(row.ready for row in self.fitting)  # those of them that nothing need be brought for
         self._before = [0, *accumulate(row.tokens for row in self.fitting)]
-        self._missing = [0, *accumulate(row.tokens - row.device_tokens for row in self.fitting)]
+        self._missing = [0, *accumulate(0 if row.ready else row.tokens - row.device_tokens for row in self.fitting)]
 
     def all(self, modes: Iterable[Mode]) -> list[Candidate]:
         ways = {Mode.DEVICE_ONLY: self.device_only, Mode.SYNCHRONOUS: self.synchronous, Mode.PIPELINED: self.pipelined,
@@ -91,22 +92,26 @@ class Candidates:
             ends = self.times.cost.together(self.times.on_device(device), works)
             return ends[0] <= ends[1]
 
-        border = _last(lambda whole: hides(whole, 0), count)
-        shares = [(whole, 0) for whole in (border, border + 1) if whole <= count and whole < rows]
+        border = last(lambda whole: hides(whole, 0), count)
+        shares = [(whole, 0) for whole in {border, border + 1, min(self._ready, border)}
+                  if whole <= count and whole < rows]
         if self._can_split:
             row = self.fitting[border] if border < count else max(
                 self.over, key=lambda row: (row.device_tokens, row.tokens), default=None)
             most = 0 if row is None else self._cut(row) if border < count else self._split_of(row, self._left)
-            part = _last(lambda pages: hides(border, pages * SPLIT_GRAIN), most // SPLIT_GRAIN) * SPLIT_GRAIN
+            part = last(lambda pages: hides(border, pages * SPLIT_GRAIN), most // SPLIT_GRAIN) * SPLIT_GRAIN
             if row is not None and part >= SPLIT_LEAST:
                 shares.append((border, part))
         if not shares:
             return None
-        laps = [(self.times.synchronous(*loads(*share), rows), *share) for share in shares]
-        lap, whole, part = min(laps, key=lambda one: one[0].seconds * (SPLIT_GAIN if one[2] else 1))
-        missing = self._missing[whole] + (max(part - row.device_tokens, 0) if part and row else 0)
-        return Candidate(Mode.SYNCHRONOUS, lap, self.fitting[:whole], self._aged([*self.fitting[whole:], *self.over]),
-                         {row.key: part} if part and row else {}, upload=self._upload(missing))
+        found = []
+        for whole, part in shares:
+            missing = self._missing[whole] + (max(part - row.device_tokens, 0) if part and row else 0)
+            found.append(Candidate(
+                Mode.SYNCHRONOUS, self.times.synchronous(*loads(whole, part), rows), self.fitting[:whole],
+                self._aged([*self.fitting[whole:], *self.over]), {row.key: part} if part and row else {},
+                upload=self._upload(missing)))
+        return max(found, key=lambda one: self.rate(one) / (SPLIT_GAIN if one.split else 1))
 
     def pipelined(self) -> Candidate | None:
         """As many of the host's rows as hide behind the device (NEO's admission), or all of them; B takes what its
@@ -158,7 +163,7 @@ class Candidates:
                 streamed = Load(rows, before[rows])
                 return self.times.streaming(device, streamed).bound_by != "transfer"
 
-            for admitted in {fits, _last(behind, fits)} - {0}:
+            for admitted in {fits, last(behind, fits)} - {0}:
                 found.append(Candidate(Mode.STREAMING, self.times.streaming(device, Load(admitted, before[admitted])),
                                        self.fitting[:count], host[:admitted], waiting=host[admitted:],
                                        upload=self._upload(self._missing[count])))
@@ -187,7 +192,7 @@ class Candidates:
     def _cuts(self) -> Iterable[tuple[int, list[Row]]]:
         """How many rows stay on the device, and the host's, oldest first."""
         most = len(self.fitting)
-        for count in sorted({most, most // 2, most // 4, 0}, reverse=True):
+        for count in sorted({most, most // 2, self._ready, 0}, reverse=True):
             host = self._aged([*self.fitting[count:], *self.over])
             if host:
                 yield count, host
@@ -220,7 +225,7 @@ class Candidates:
             host = self.times.on_host(Load(rows, before[rows])) + cost.crossing(rows)
             return host * cost.curves.contention_host <= window(rows)
 
-        return _last(hidden, len(before) - 1)
+        return last(hidden, len(before) - 1)
 
     def _part(self, device: Load, before: Sequence[int], admitted: int) -> int:
         """Host rows of sub-batch A, so that the rounds of A and B take equally long."""
@@ -234,7 +239,7 @@ class Candidates:
         return max(found, key=self.rate, default=None)
 
 
-def _last(holds: Callable[[int], bool], most: int) -> int:
+def last(holds: Callable[[int], bool], most: int) -> int:
     """The largest of 0 .. most that `holds`, which holds up to some number and not beyond."""
     low, high = 0, most
     while low < high:
@@ -273,6 +278,3 @@ def realize(wanted: Candidate, times: LapTimes) -> Candidate:
     else:
         lap = times.streaming(load(device), load(host))
     return replace(wanted, device=device, host=host, first=first, split=split, lap=lap)
-
-
-__all__ = ["NOTHING", "Candidate", "Candidates", "load", "realize"]

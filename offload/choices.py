@@ -62,12 +62,12 @@ class Choice:
 
     device: keys that attend on the device. host: keys that attend on the host; of an overlap lap, those that fly and
     those that start a cohort now. split: key -> leading tokens that the device attends over (a multiple of 64); the
-    host attends over the rest. first: of a pipelined lap, the host's keys in sub-batch A, with the device's. waiting: keys
-    that do not run in this lap; one that is flying keeps its place. bring: keys whose KV should come to the device, in
-    the order of benefit; wanted: key -> leading tokens that the device should hold in the end. evict: keys whose device
-    copy should go. predicted: seconds; tokens: what the lap yields, a fraction where host rows advance by layers.
-    landing: cohorts of earlier overlap laps come to their end in this one, so that its time says nothing of its mode.
-    considered: mode -> tokens per second once KV is where the mode wants it.
+    host attends over the rest. first: of a pipelined lap, the host's keys in sub-batch A, with the device's. waiting:
+    keys that do not run in this lap; one that is flying keeps its place. bring: keys whose KV should come to the
+    device, in the order of benefit; wanted: key -> leading tokens that the device should hold in the end. evict: keys
+    whose device copy should go. predicted: seconds; tokens: what the lap yields, a fraction where host rows advance by
+    layers. landing: cohorts of earlier overlap laps come to their end in this one, so that its time says nothing of
+    its mode. considered: mode -> tokens per second once KV is where the mode wants it.
     """
 
     mode: Mode

@@ -26,9 +26,6 @@ class PromptPart(NamedTuple):
     before: int
 
 
-NOTHING = Load(0, 0)
-
-
 @dataclass(frozen=True)
 class Lap:
     """seconds of all layers and the head; device, host: seconds that each works; tokens: what decoding rows yield;
@@ -42,10 +39,11 @@ class Lap:
 
 
 class LapTimes:
-    """Lap times from a cost model, uncorrected. `prompt`: what rides along in the batch of the device's rows."""
+    """Lap times from a cost model, uncorrected. prompt: what rides along in the batch of the device's rows. landing:
+    host tokens that overlap laps were seen to yield, of those predicted."""
 
-    def __init__(self, cost: CostModel, prompt: Sequence[PromptPart] = ()):
-        self.cost, self.layers = cost, cost.layers
+    def __init__(self, cost: CostModel, prompt: Sequence[PromptPart] = (), landing: float = 1.0):
+        self.cost, self.layers, self._landing = cost, cost.layers, landing
         self.prompt_rows = sum(part.rows for part in prompt)
         self._prompt_attention = sum(cost.device_prompt(part.rows, part.before) for part in prompt)
         self._ends = len(prompt)  # rows of the head, at most: the last token of each prompt
@@ -119,7 +117,7 @@ class LapTimes:
         if not batch:  # nothing but cohorts: a lap is one layer of all of them
             seconds = max(cohorts * each, cohorts * more, more + each) + cost.head(host.rows / layers)
             bound = "weights" if more >= each else host_bound
-            return Lap(seconds, host.rows / layers, bound, cohorts * more, cohorts * works)
+            return Lap(seconds, host.rows / layers * self._landing, bound, cohorts * more, cohorts * works)
         quick = min(cohorts, int(attention / each)) if each > 0 else cohorts
         joins: float = quick * layers + cohorts - quick
         slower = cost.curves.contention_device
@@ -129,7 +127,7 @@ class LapTimes:
         if joins * each > seconds:  # saturated: the host works all the time
             seconds = slower * alone / (1 - min(slower * more / each, 0.9))
             joins, bound = seconds / each, host_bound
-        landed = joins * rows / layers
+        landed = joins * rows / layers * self._landing
         seconds += cost.head(device.rows + self._ends + landed) - cost.head(device.rows + self._ends)
         return Lap(seconds, device.rows + landed, bound, seconds, min(joins * works, seconds))
 
