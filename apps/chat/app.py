@@ -27,7 +27,7 @@ from edge_runtime.apps.chat import (
 )
 from edge_runtime.apps.chat.calls import failed
 from edge_runtime.apps.chat.errors import NotFoundError
-from edge_runtime.apps.chat.events import Hub
+from edge_runtime.apps.chat.events import Event, Hub
 from edge_runtime.apps.chat.models import Models
 from edge_runtime.apps.chat.pulls import Pulls
 from edge_runtime.apps.chat.replies import Replies
@@ -69,6 +69,12 @@ class Chat:
         found = conversations.get(self.store, key)
         messages = [self.replies.overlaid(message) for message in tree.shown(self.store, found["leaf"])]
         return {**found, "messages": messages, "draft": drafts.get(self.store, f"c:{key}")}
+
+    def standing(self) -> list[Event]:
+        """How things stand, as events: what a page must know before it is told what changes."""
+        kv = self.models.kv()
+        return [("model", self.models.state), ("pull", self.pulls.state), *([("kv", kv)] if kv is not None else []),
+                ("replies", {"running": self.replies.running()}), ("ready", {"version": self.version})]
 
     def tell_conversation(self, key: int) -> None:
         """Tell the pages what a conversation is now, its messages left out."""
@@ -156,12 +162,7 @@ async def _launch(request: Request) -> Response:
 async def _events(request: Request) -> Response:
     chat: Chat = request.app.state.chat
     chat.page_came.set()
-    first: list[tuple[str, dict[str, Any]]] = [("model", chat.models.state), ("pull", chat.pulls.state)]
-    kv = chat.models.kv()
-    if kv is not None:
-        first.append(("kv", kv))
-    return StreamingResponse(chat.hub.stream([*first, ("ready", {"version": chat.version})]),
-                             media_type="text/event-stream",
+    return StreamingResponse(chat.hub.stream(chat.standing), media_type="text/event-stream",
                              headers={"cache-control": "no-store", "x-accel-buffering": "no"})
 
 

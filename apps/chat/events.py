@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 PING_SECONDS = 10.0  # how soon a page notices that the server is gone, and the server that a page is
@@ -44,12 +44,13 @@ class Hub:
         for page in self._pages:
             page.put(event)
 
-    async def stream(self, first: list[Event]) -> AsyncIterator[bytes]:
-        """Server-sent events for one page: `first`, then all that happens, until the hub closes."""
+    async def stream(self, first: Callable[[], list[Event]]) -> AsyncIterator[bytes]:
+        """Server-sent events for one page: what `first` says as the page is taken in, then all that happens, until the
+        hub closes."""
         page = _Page()
         self._pages.add(page)
         try:
-            yield encode(first)
+            yield encode(first())
             while not self.closed:
                 try:
                     waiting = await asyncio.wait_for(page.take(), PING_SECONDS)

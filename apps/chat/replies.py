@@ -29,11 +29,13 @@ STATUS = {"stop": "complete", "length": "length", "cancelled": "stopped", "error
 
 @dataclass
 class Live:
-    """A reply that is being written. text: all of it, what is continued included; pieces: how many deltas made it."""
+    """A reply that is being written. text: all of it, what is continued included; units: its length in UTF-16, as
+    JavaScript counts; pieces: how many deltas there were."""
 
     message: int
     conversation: int
     text: str
+    units: int = 0
     pieces: int = 0
     saved: str | None = None
     stopping: bool = False
@@ -59,16 +61,16 @@ class Replies:
         return [{"message": one.message, "conversation": one.conversation} for one in self._live.values()]
 
     def overlaid(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A stored message with what its reply has come to meanwhile, and the number of the next piece. It streams
-        until its end is saved: a question that comes after it reads it from the database."""
+        """A stored message with what its reply has come to meanwhile. It streams until its end is saved: a question
+        that comes after it reads it from the database."""
         live = self._live.get(message["id"])
         if live is None:
             return message
-        return {**message, "content": live.text, "next": live.pieces, "status": "streaming", "error": None}
+        return {**message, "content": live.text, "status": "streaming", "error": None}
 
     def start(self, message: int, conversation: int, text: str = "") -> None:
         """Write the reply `message`, which is stored and "streaming"; text: what it has, to go on after."""
-        live = Live(message, conversation, text)
+        live = Live(message, conversation, text, _units(text))
         self._live[message] = live
         task = asyncio.get_running_loop().create_task(self._write(live, bool(text)), name=f"reply {message}")
         self._tasks.add(task)
@@ -111,7 +113,7 @@ class Replies:
             live.ended.set()
             self._hub.publish("reply", {"message": live.message, "conversation": live.conversation,
                                         "status": live.status, "error": live.error, "stats": live.stats,
-                                        "model": live.model, "next": live.pieces, "content": live.text})
+                                        "model": live.model, "content": live.text})
             self._tell_kv()
 
     async def _generate(self, live: Live, go_on: bool) -> None:
@@ -157,7 +159,9 @@ class Replies:
     def _tell(self, live: Live, text: str) -> None:
         live.text += text
         self._hub.publish("delta", {"message": live.message, "conversation": live.conversation, "text": text,
-                                    "piece": live.pieces, "next": live.pieces + 1, "at": time.time()})
+                                    "start": live.units, "piece": live.pieces, "next": live.pieces + 1,
+                                    "at": time.time()})
+        live.units += _units(text)
         live.pieces += 1
 
     async def _save_now_and_then(self, live: Live) -> None:
@@ -187,3 +191,8 @@ class Replies:
         kv = self._models.kv()
         if kv is not None:
             self._hub.publish("kv", kv)
+
+
+def _units(text: str) -> int:
+    """Its length in UTF-16."""
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2

@@ -25,8 +25,7 @@ def start(chat: Chat, request: Request, body: Body) -> dict[str, Any]:
     return {"conversations": conversations.listed(chat.store), "folders": conversations.folders(chat.store),
             "presets": settings.presets(chat.store), "settings": settings.get(chat.store),
             "default_preset": chat.default_preset(), "drafts": drafts.keys(chat.store), "model": chat.models.state,
-            "kv": chat.models.kv(), "running": chat.replies.running(), "version": chat.version,
-            "data": str(chat.store.folder)}
+            "kv": chat.models.kv(), "version": chat.version, "data": str(chat.store.folder)}
 
 
 def conversation(chat: Chat, request: Request, body: Body) -> dict[str, Any]:

@@ -69,6 +69,25 @@ def chatting(folder: Path, **device: Any) -> Iterator[Client]:
         assert not server.running
 
 
+class Pace:
+    """How fast a model is, given as `fail` to its device, which calls it before each step: `seconds` a step, and after
+    `steps` of them none until `go_on`. What a test looks at in the middle of a reply is then not over before."""
+
+    def __init__(self, steps: float = float("inf"), seconds: float = 0.0):
+        self._steps, self._seconds, self._changed = steps, seconds, threading.Condition()
+
+    def __call__(self, step: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: step < self._steps, PATIENCE), f"step {step} was never let go"
+            seconds = self._seconds
+        time.sleep(seconds)
+
+    def go_on(self) -> None:
+        with self._changed:
+            self._steps, self._seconds = float("inf"), 0.0
+            self._changed.notify_all()
+
+
 class Listener:
     """The events that a page would get, collected in a thread."""
 

@@ -41,6 +41,8 @@ def test_what_is_streamed_is_what_is_stored(slow):
     pieces = [data for name, data in listener.events if name == "delta" and data["message"] == sent["reply"]]
     assert "".join(piece["text"] for piece in pieces) == reply["content"] and len(pieces) > 10
     assert [piece["piece"] for piece in pieces] == [0, *[piece["next"] for piece in pieces[:-1]]]
+    ends = [piece["start"] + len(piece["text"]) for piece in pieces]
+    assert [piece["start"] for piece in pieces] == [0, *ends[:-1]]
     assert any(name == "kv" and data["host"] > 0 and data["device"] == 0 for name, data in listener.events)
 
 
@@ -219,6 +221,14 @@ def test_a_full_disk_keeps_the_reply_until_there_is_room(slow, monkeypatch):
     listener.wait(lambda name, data: name == "trouble" and data["message"] == "")
     row = chat.store.row("SELECT content, status FROM messages WHERE id = ?", sent["reply"])
     assert row == {"content": "y" * 30, "status": "complete"}
+
+
+def test_deltas_start_where_javascript_counts(slow):
+    listener = Listener(slow)
+    sent, _ = slow.ask("SAY:a🎉b")
+    listener.wait(lambda name, data: name == "reply" and data["message"] == sent["reply"])
+    starts = [(data["text"], data["start"]) for name, data in listener.events if name == "delta"]
+    assert starts == [("a", 0), ("🎉", 1), ("b", 3)]
 
 
 def test_a_slow_save_does_not_undo_the_last_one(slow, monkeypatch):

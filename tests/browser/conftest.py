@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.apps.chats import Client, chatting
+from tests.apps.chats import Client, Pace, chatting
 from tests.browser.steps import until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'edge-runtime[browser]'")
@@ -59,12 +59,15 @@ def browser() -> Iterator[Any]:
 
 
 class Running:
-    """`edge-runtime chat` in a process of its own. link: opens its page once."""
+    """`edge-runtime chat` in a process of its own. link: opens its page once. delay: seconds per token of a model that
+    says what stands behind SAY:, instead of the bundled one."""
 
-    def __init__(self, folder: Path, *arguments: str):
+    def __init__(self, folder: Path, *, delay: float | None = None):
         self.folder = folder
+        chat = ["edge_runtime.cli", "chat", "--no-open", "--data", str(folder)]
+        scripted = ["tests.browser.scripted_chat", str(folder), str(delay)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edge_runtime.cli", "chat", "--no-open", "--data", str(folder), *arguments],
+            [sys.executable, "-m", *(chat if delay is None else scripted)],
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
@@ -103,11 +106,11 @@ class Running:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Start `edge-runtime chat` on a folder (the test's own unless named)."""
+    """Start `edge-runtime chat` on the test's folder."""
     all_of_them: list[Running] = []
 
-    def begin(*arguments: str, folder: Path | None = None) -> Running:
-        all_of_them.append(Running(folder or tmp_path / "data", *arguments))
+    def begin(*, delay: float | None = None) -> Running:
+        all_of_them.append(Running(tmp_path / "data", delay=delay))
         return all_of_them[-1]
 
     yield begin
@@ -128,6 +131,20 @@ def scripted(tmp_path: Path) -> Iterator[Callable[..., Client]]:
     """Start a chat over a model that says what stands behind SAY:."""
     with contextlib.ExitStack() as stack:
         yield lambda **device: stack.enter_context(chatting(tmp_path / "scripted", **device))
+
+
+@pytest.fixture
+def paced(scripted: Callable[..., Client]) -> Iterator[Callable[..., tuple[Client, Pace]]]:
+    """The same over a model that goes as fast as its `Pace` lets it."""
+    made: list[Pace] = []
+
+    def begin(steps: float = float("inf"), seconds: float = 0.0) -> tuple[Client, Pace]:
+        made.append(Pace(steps, seconds))
+        return scripted(fail=made[-1]), made[-1]
+
+    yield begin
+    for pace in made:
+        pace.go_on()
 
 
 class Pages:

@@ -32,7 +32,8 @@ def until(page: Any, expression: str, seconds: float = 60.0) -> None:
     policy forbids."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(expression):
-        assert time.monotonic() < deadline, expression
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{expression}\nnot in {seconds} s; the page says: {page.inner_text('main')[-800:]}")
         page.wait_for_timeout(15)
 
 

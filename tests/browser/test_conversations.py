@@ -156,8 +156,8 @@ def test_system_prompt_and_sampling_presets(page, pages, shot):
     assert last_reply(page) == "abcd"
     page.get_by_role("button", name="New chat").click()
     page.get_by_role("button", name="System prompt and sampling").click()
-    page.get_by_label("Preset").select_option("Short")
-    page.wait_for_timeout(300)
+    with page.expect_response("**/api/settings"):
+        page.get_by_label("Preset").select_option("Short")
     page.get_by_role("button", name="Close").click()
     send(page, "SAY:klmnopqrst")
     assert last_reply(page) == "klmn", "new conversations begin with the chosen preset"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -36,33 +38,36 @@ def test_a_draft_survives_kill_9_of_the_server_and_a_new_browser(start, pages, t
     pages.tolerant = True  # the old page's connection broke
 
 
+def on_disk(folder) -> str:
+    """What the last message has come to in the database."""
+    with contextlib.closing(sqlite3.connect(f"file:{folder}/chat.sqlite3?mode=ro", uri=True)) as database:
+        return str(database.execute("SELECT content FROM messages ORDER BY id DESC").fetchone()[0])
+
+
 def test_a_reply_survives_kill_9_of_the_server_and_goes_on(start, pages, shot):
-    chat = start()
+    chat = start(delay=0.03)
     page = pages(chat.link)
-    send(page, SUMMARIZE)
-    whole = last_reply(page)
-    page.get_by_role("button", name="New chat").click()
-    send(page, SUMMARIZE, wait=False)
-    until(page, "document.querySelectorAll('article.assistant .prose')[0]?.innerText.length > 30")
-    page.wait_for_timeout(150)  # one round of saving
+    whole = " ".join(str(number) for number in range(400))  # more than half a minute
+    send(page, f"SAY:{whole}", wait=False)
+    until(page, "document.querySelector('article.assistant .prose')?.innerText.length > 30")
+    seen = last_reply(page)
+    page.wait_for_timeout(1000)  # ten rounds of saving
+    assert on_disk(chat.folder).startswith(seen)
     chat.kill()
     page.get_by_text("does not answer").first.wait_for()
     composer(page).fill("typed while the server was dead")
     shot(page, "server-gone")
-    again = start()
-    fresh = pages(again.link)
+    fresh = pages(start(delay=0).link)
     fresh.locator("#conversations .open").first.click()
     until(fresh, "document.querySelectorAll('article').length === 2")
     kept = last_reply(fresh)
-    assert whole.startswith(kept) and len(kept) > 10, (kept, whole)
-    if kept != whole:
-        assert fresh.get_by_text("This reply was interrupted").is_visible()
-        shot(fresh, "interrupted")
-        fresh.get_by_role("button", name="Continue").click()
-        until(fresh, "!document.querySelector('.notice')")
-        settled(fresh)
-        # A text that is cut inside a word is cut into other tokens, and may go on in other words.
-        assert last_reply(fresh).startswith(kept) and len(last_reply(fresh)) > len(kept)
+    assert kept.startswith(seen) and whole.startswith(kept) and kept != whole, (seen, kept)
+    assert fresh.get_by_text("This reply was interrupted").is_visible()
+    shot(fresh, "interrupted")
+    fresh.get_by_role("button", name="Continue").click()
+    until(fresh, "!document.querySelector('.notice')")
+    settled(fresh)
+    assert last_reply(fresh) == whole
     pages.tolerant = True
 
 
@@ -99,8 +104,8 @@ def renderer_of(page, pids) -> int:
     return processes[worked.index(max(worked))].pid
 
 
-def test_kill_9_of_the_page_loses_nothing_and_the_reply_goes_on(scripted, browser, pages):
-    chat = scripted(delay=0.02)
+def test_kill_9_of_the_page_loses_nothing_and_the_reply_goes_on(paced, browser, pages):
+    chat, pace = paced(steps=20)
     page = pages(chat.server.link())
     send(page, "SAY:" + "word " * 30, wait=False)
     until(page, "document.querySelector('article.assistant .prose')?.innerText.length > 5")
@@ -113,32 +118,42 @@ def test_kill_9_of_the_page_loses_nothing_and_the_reply_goes_on(scripted, browse
     again = pages.open(page.context, chat.server.link())
     again.locator("#conversations .open").first.click()
     until(again, "document.querySelectorAll('article').length === 2")
-    assert composer(again).input_value() == "next question"
+    until(again, "document.querySelector('#composer-text').value === 'next question'")
+    assert last_reply(again).startswith("word word") and again.locator("#stop").is_visible()
+    pace.go_on()
     settled(again)
     assert last_reply(again) == ("word " * 30).strip()
     pages.tolerant = True
 
 
-def test_a_reload_in_the_middle_of_a_reply_goes_on_where_it_is(scripted, pages):
-    page = pages(scripted(delay=0.02).server.link())
+def test_a_reload_in_the_middle_of_a_reply_goes_on_where_it_is(paced, pages):
+    chat, pace = paced(steps=20)
+    page = pages(chat.server.link())
     send(page, "SAY:" + "word " * 40, wait=False)
     until(page, "document.querySelector('article.assistant .prose')?.innerText.length > 5")
     page.reload()
     until(page, "document.documentElement.dataset.ready")
+    assert last_reply(page).startswith("word word") and page.locator("#stop").is_visible()
+    pace.go_on()
     settled(page)
     assert last_reply(page) == ("word " * 40).strip()
 
 
-def test_two_pages_see_the_same(scripted, pages):
-    chat = scripted(delay=0.005)
+def test_two_pages_see_the_same(paced, pages):
+    chat, pace = paced(steps=30)
     one, two = pages(chat.server.link()), pages(chat.server.link())
     send(one, "SAY:shared words")
     two.get_by_role("button", name="SAY:shared words", exact=True).click()
     until(two, "document.querySelectorAll('article').length === 2")
     assert last_reply(two) == "shared words"
-    send(one, "SAY:more words", wait=False)
-    until(two, "document.querySelector('#conversations .open').textContent.includes('shared')")
-    settled(one)
+    send(one, "SAY:" + "more words " * 9, wait=False)
+    for page in (one, two):
+        until(page, "document.querySelectorAll('article.assistant')[1]?.querySelector('.prose').innerText.length > 5")
+        assert page.locator("#stop").is_visible()
+    pace.go_on()
+    for page in (one, two):
+        settled(page)
+        assert last_reply(page) == ("more words " * 9).strip()
 
 
 def test_an_edit_in_progress_is_a_draft_of_its_own(start, pages):
@@ -180,10 +195,12 @@ def test_sigterm_ends_it_and_keeps_the_text(start, pages):
     page = pages(chat.link)
     send(page, SUMMARIZE, wait=False)
     until(page, "document.querySelector('article.assistant .prose')?.innerText.length > 10")
+    seen = last_reply(page)
     chat.process.send_signal(signal.SIGTERM)
     assert chat.process.wait(20) == 0
     fresh = pages(start().link)
     fresh.locator("#conversations .open").first.click()
     until(fresh, "document.querySelectorAll('article').length === 2")
-    assert len(last_reply(fresh)) > 5
+    assert len(seen) > 10 and last_reply(fresh).startswith(seen), "all that was seen, whether it was the end or not"
+    assert fresh.get_by_text("This reply was interrupted").count() == 0, "stopped in order"
     pages.tolerant = True

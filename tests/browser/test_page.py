@@ -76,13 +76,13 @@ def test_the_theme_can_be_chosen_and_is_kept(scripted, pages):
         page.get_by_role("button", name=label).click()
     until(page, "document.documentElement.dataset.theme === 'dark'")
     assert page.evaluate(background) != light
-    page.wait_for_timeout(200)
+    until(page, "fetch('/api/start').then(a => a.json()).then(found => found.settings.theme === 'dark')")
     fresh = pages(chat.server.link(), color_scheme="light")
     assert fresh.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 def test_everything_by_keyboard(scripted, pages, shot):
-    page = pages(scripted(delay=0.002).server.link())
+    page = pages(scripted().server.link())
     keys = page.keyboard
     focused = "document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"
     assert page.evaluate(focused) == "Message", "one can type at once"
@@ -213,7 +213,7 @@ def test_a_broken_model_file_is_refused_and_the_open_one_stays(start, pages, tmp
 def test_a_model_is_pulled_from_a_hub(start, pages, tmp_path, monkeypatch):
     with HubServer() as hub:
         hub.add("org/tiny-GGUF", {"tiny-Q4_0.gguf": bundled_model.path().read_bytes()})
-        hub.bytes_per_second = 3e6
+        hub.bytes_per_second = 3e5
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
         page = pages(start().link)
@@ -221,6 +221,7 @@ def test_a_model_is_pulled_from_a_hub(start, pages, tmp_path, monkeypatch):
         page.get_by_label("Model on the hub").fill("org/tiny-GGUF:Q4_0")
         page.get_by_role("button", name="Pull", exact=True).click()
         page.get_by_role("progressbar", name="Download").wait_for()
+        hub.bytes_per_second = None
         page.get_by_text("org/tiny-GGUF:Q4_0 was pulled").wait_for()
         page.get_by_role("button", name="Open org/tiny-GGUF:Q4_0").click()
         page.locator("[data-model='org/tiny-GGUF:Q4_0'].current").wait_for()

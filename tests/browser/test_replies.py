@@ -41,12 +41,13 @@ HOSTILE = """<script>window.stolen = 1</script><img src=x onerror="window.stolen
 """
 
 
-def test_markdown_streams_with_highlighted_code_and_copy(scripted, pages, shot):
-    chat = scripted(delay=0.002)
+def test_markdown_streams_with_highlighted_code_and_copy(paced, pages, shot):
+    chat, pace = paced(steps=60)
     page = pages(chat.server.link())
     send(page, f"SAY:{MARKDOWN}", wait=False)
     until(page, "document.querySelector('article.assistant .prose')?.innerText.length > 20")
     assert page.locator("#stop").is_visible(), "it streams"
+    pace.go_on()
     settled(page)
     reply = replies(page).last
     assert reply.locator("h1").inner_text() == "Heading"
@@ -113,11 +114,12 @@ def test_a_question_with_html_in_it_stays_text(scripted, pages):
     assert page.evaluate("window.stolen") is None
 
 
-def test_reasoning_is_collapsed_and_opens(scripted, pages, shot):
-    chat = scripted(delay=0.003)
+def test_reasoning_is_collapsed_and_opens(paced, pages, shot):
+    chat, pace = paced(steps=25)
     page = pages(chat.server.link())
     send(page, "SAY:<think>\nFirst I weigh **both** sides.\n</think>\n\nThe answer is 4.", wait=False)
     page.get_by_text("Thinking…").wait_for()
+    pace.go_on()
     settled(page)
     assert last_reply(page) == "The answer is 4."
     hidden = page.locator(".thinking").get_by_text("First I weigh")
@@ -128,10 +130,10 @@ def test_reasoning_is_collapsed_and_opens(scripted, pages, shot):
     shot(page, "reasoning")
 
 
-def test_stop_at_once_text_kept_then_continue(scripted, pages, shot):
-    chat = scripted(delay=0.03)
+def test_stop_at_once_text_kept_then_continue(paced, pages, shot):
+    chat, pace = paced(seconds=0.03)
     page = pages(chat.server.link())
-    text = "one two three four five six seven eight nine ten eleven twelve"
+    text = " ".join(str(number) for number in range(400))  # more than half a minute
     send(page, f"SAY:{text}", wait=False)
     until(page, "document.querySelector('article.assistant .prose')?.innerText.length > 5")
     page.get_by_role("button", name="Stop the reply").click()
@@ -140,15 +142,17 @@ def test_stop_at_once_text_kept_then_continue(scripted, pages, shot):
     kept = last_reply(page)
     assert 5 < len(kept) < len(text) and text.startswith(kept)
     shot(page, "stopped")
+    pace.go_on()
     page.get_by_role("button", name="Continue").click()
     until(page, "!document.querySelector('.notice')")
     settled(page)
     assert last_reply(page) == text
 
 
-def test_escape_stops_too(scripted, pages):
-    page = pages(scripted(delay=0.03).server.link())
-    send(page, "SAY:" + "word " * 40, wait=False)
+def test_escape_stops_too(paced, pages):
+    chat, _ = paced(seconds=0.03)
+    page = pages(chat.server.link())
+    send(page, "SAY:" + "word " * 300, wait=False)
     until(page, "document.querySelector('article.assistant .prose')?.innerText.length > 5")
     page.keyboard.press("Escape")
     page.get_by_text("Stopped.").wait_for()

@@ -5,10 +5,12 @@ import { confirmDialog } from "./dialogs.js";
 import { splitReasoning } from "./markdown.js";
 import { MessageView } from "./message.js";
 import { emit, on, state } from "./state.js";
+import { added, catchUp, forget, forgetAll, keep } from "./told.js";
 import { openEditor } from "./edit.js";
 
 const views = new Map();
 const early = new Map(); // replies that ended before their conversation was the open one
+let beginning = 0; // requests for a reply that are on their way
 let sticking = true;
 const scroller = byId("scroller");
 
@@ -47,7 +49,9 @@ export const actions = {
 
 /** Start a reply; the page then follows it. Returns whether it began. */
 export async function begin(work) {
+  beginning += 1;
   const found = await attempt(work);
+  beginning -= 1;
   if (!found) return false;
   sticking = true;
   announce("The reply is being written");
@@ -106,11 +110,14 @@ let stale = false;
 export function reload() {
   stale = true;
   loading ??= (async () => {
-    while (stale) {
-      stale = false;
-      await fetchCurrent();
+    try {
+      while (stale) {
+        stale = false;
+        await fetchCurrent();
+      }
+    } finally {
+      loading = null;
     }
-    loading = null;
   })();
   return loading;
 }
@@ -136,6 +143,7 @@ function show() {
   byId("welcome").hidden = messages.length > 0;
   const list = byId("messages");
   const wanted = new Set(messages.map((message) => message.id));
+  for (const message of messages) if (message.status === "streaming" && !catchUp(message)) reload();
   for (const [id, view] of views) {
     if (!wanted.has(id)) {
       view.element.remove();
@@ -161,22 +169,20 @@ function show() {
 on("delta", (delta) => {
   early.delete(delta.message);
   state.running.set(delta.message, delta.conversation);
+  keep(delta);
   const view = views.get(delta.message);
   if (!view || view.message.status !== "streaming" || state.current?.id !== delta.conversation) return;
-  const next = view.message.next || 0;
-  if (delta.next <= next) return; // the page had it already
-  if (delta.piece !== next) {
-    reload();
-    return;
-  }
-  const first = next === 0;
-  view.message.next = delta.next;
-  view.append(delta.text);
+  const more = added(view.message.content, delta);
+  if (more === null) reload();
+  if (!more) return;
+  const first = !view.message.content;
+  view.append(more);
   if (first) emit("first", delta);
 });
 
 on("reply", async (reply) => {
   state.running.delete(reply.message);
+  forget(reply.message);
   emit("running");
   if (state.current?.id !== reply.conversation) {
     early.set(reply.message, reply);
@@ -184,7 +190,7 @@ on("reply", async (reply) => {
     return;
   }
   const view = views.get(reply.message);
-  if (view) Object.assign(view.message, { content: reply.content, status: reply.status, error: reply.error, stats: reply.stats });
+  if (view) view.update(Object.assign(view.message, { content: reply.content, status: reply.status, error: reply.error, stats: reply.stats }), view.last);
   await reload();
   ended(reply);
 });
@@ -196,6 +202,19 @@ function ended(reply) {
   const how = { complete: "Reply", stopped: "Stopped", interrupted: "Interrupted", length: "Reply, cut at its length", error: "The reply failed" };
   announce(`${how[reply.status] || "Reply"}: ${reply.status === "error" ? reply.error : said.slice(0, 300)}`);
 }
+
+// What runs as the stream of events begins; what they said before is missing.
+on("replies", ({ running }) => {
+  forgetAll();
+  state.running = new Map(running.map((one) => [one.message, one.conversation]));
+  emit("running");
+  if (streamingReply() !== undefined) reload();
+});
+
+// Another page may have sent a message here.
+on("conversation", (one) => {
+  if (!beginning && state.current?.id === one.id && state.current.messages.at(-1)?.id !== one.leaf) reload();
+});
 
 on("gone", ({ conversation }) => { if (state.current?.id === conversation) openConversation(null); });
 on("model", () => { for (const view of views.values()) if (view.message.status === "streaming" && !view.message.content) view.update(view.message, view.last); });

@@ -2,7 +2,7 @@
 import { get } from "./api.js";
 import { emit, state } from "./state.js";
 
-const NAMES = ["delta", "reply", "conversation", "gone", "folders", "model", "pull", "kv", "trouble"];
+const NAMES = ["delta", "reply", "replies", "conversation", "gone", "folders", "model", "pull", "kv", "trouble"];
 const RETRY = 800;
 let source = null;
 let wait = null;

@@ -20,10 +20,8 @@ export function newChat(folder = null) {
 export async function refresh() {
   const found = await get("start");
   Object.assign(state, { conversations: found.conversations, folders: found.folders, presets: found.presets, settings: found.settings,
-    defaultPreset: found.default_preset, drafts: new Set(found.drafts), model: found.model, kv: found.kv, version: found.version,
-    running: new Map(found.running.map((one) => [one.message, one.conversation])) });
+    defaultPreset: found.default_preset, drafts: new Set(found.drafts), model: found.model, kv: found.kv, version: found.version });
   emit("drafts");
-  emit("running");
   emit("model", found.model);
   if (found.kv) emit("kv", found.kv);
 }
