@@ -249,7 +249,7 @@ def modes_under_noise(apex: Apex, seed: int) -> list[Mode]:
         truth = choice.predicted / apex.cost.correction(choice.kind)
         apex.measured(choice, truth * noise.uniform(0.8, 1.2), round(choice.tokens))
         modes.append(choice.mode)
-    return modes
+    return modes[1:]  # in the first one KV was still on its way
 
 
 def test_noise_does_not_make_it_flap():
