@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -350,6 +351,9 @@ class Engine:
         self.drafting = DraftControl()
 
     def _fail_all(self, error: EngineStoppedError) -> None:
+        for seq in self._requests:
+            with suppress(Exception):  # a device of which nothing is known any more
+                self._leaving(seq)
         self._requests.clear()
         while self._open:
             self._open.popitem()[1].fail(error)

@@ -12,27 +12,32 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
 
 from edge_runtime.devices.accelerator import Accelerator, AttendPart
 from edge_runtime.devices.base import PAGE_TOKENS, KVLayout, SequenceSlice, Step, StepResult
-from edge_runtime.errors import DeviceError, DeviceLostError, TokenizerError
+from edge_runtime.errors import DeviceError, DeviceLostError, EngineStoppedError, OutOfMemoryError, TokenizerError
 from edge_runtime.models.config import ModelConfig
+from edge_runtime.offload.allowance import Allowance
 from edge_runtime.offload.choices import Choice, Mode, Row
+from edge_runtime.offload.cohorts import Cohorts
 from edge_runtime.offload.copies import DeviceCopies
 from edge_runtime.offload.flow import Flow, Processors, Rows
 from edge_runtime.offload.host_attention import HostAttention
 from edge_runtime.offload.host_rows import HostRows, HostSlice
+from edge_runtime.offload.hybrid_status import HybridStatus, LapRecord
 from edge_runtime.offload.laps import lockstep, overlap, pipelined
 from edge_runtime.offload.overlap_meter import OverlapMeter
+from edge_runtime.offload.step_rows import StepRows, is_prompt, logit_rows, pieces
 from edge_runtime.offload.streaming import StreamedFlow
 
 LOG = logging.getLogger("edge_runtime")
 BRING_TOKENS = 4 * PAGE_TOKENS  # of one sequence to the device per lap: the lap grows by a few milliseconds
 LAPS_KEPT = 512
+LOSSES = 2  # devices that may go one after the other in one step
 
 
 class Scheduler(Protocol):
@@ -43,52 +48,6 @@ class Scheduler(Protocol):
     def choose(self, rows: Sequence[Row], pool_tokens: int) -> Choice: ...
 
     def measured(self, choice: Choice, seconds: float, tokens: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class LapRecord:
-    """One lap as it went. tokens: decoding rows that it finished. seconds of the lap; predicted: by the cost model."""
-
-    mode: Mode
-    rows: int
-    on_device: int
-    on_host: int
-    tokens: int
-    predicted: float
-    seconds: float
-    bound_by: str
-
-
-@dataclass(frozen=True)
-class HybridStatus:
-    """What is where. mode: of the last lap, None before the first. device_tokens: KV copies on the device;
-    pool_tokens: what fits there. modes: laps by mode. error: median of |predicted / measured - 1|. device: what does
-    the matrix work now, after a loss another one. laps: the latest."""
-
-    device: str
-    mode: Mode | None
-    device_tokens: int
-    pool_tokens: int
-    modes: dict[str, int]
-    error: float
-    lost: int
-    laps: tuple[LapRecord, ...]
-
-
-@dataclass(eq=False)
-class _Result:
-    """Rows computed so far in a step, by the index of their slice."""
-
-    logits: dict[int, np.ndarray] = field(default_factory=dict)
-    hidden: dict[int, np.ndarray] = field(default_factory=dict)
-
-    def step_result(self, step: Step, vocabulary: int) -> StepResult:
-        finished = tuple(sorted(self.logits))
-        logits = [self.logits[i] for i in finished if len(self.logits[i])]
-        hidden = [self.hidden[i] for i in finished if step.slices[i].hidden]
-        return StepResult(np.concatenate(logits) if logits else np.empty((0, vocabulary), np.float32),
-                          np.concatenate(hidden) if hidden else None,
-                          finished=None if len(finished) == len(step.slices) else finished)
 
 
 class HybridDevice:
@@ -111,12 +70,12 @@ class HybridDevice:
         self._writer = HostAttention(config, self.kv_layout, cores=host_cores, name="edge-runtime-writer")
         self._by = Processors(accelerator, self._host, self._writer, config, self.meter)
         self._copies = DeviceCopies(accelerator, self.kv_layout)
-        self._cohorts: list[Flow] = []
-        self._positions: dict[int, int] = {}  # of flying sequences
+        self._cohorts = Cohorts()
+        self._allowance = Allowance(self.max_rows)
         self._writing: list[Future[None]] = []
         self._modes: Counter[str] = Counter()
         self._laps: deque[LapRecord] = deque(maxlen=LAPS_KEPT)
-        self._lost = self._held = 0
+        self._lost = self._short = self._held = 0
 
     @property
     def accelerator(self) -> Accelerator:
@@ -133,24 +92,32 @@ class HybridDevice:
             if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
                 bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
                 raise TokenizerError(f"token id {bad}: this model's are 0 to {self.vocab_size - 1}")
-        try:
-            return self._accelerator.submit(lambda: self._run(step)).result()
-        except DeviceLostError as error:
-            self._replace(error)
-            return self._accelerator.submit(lambda: self._run(step)).result()
+        losses = 0
+        while True:
+            try:
+                return self._accelerator.submit(lambda: self._run(step)).result()
+            except DeviceLostError as error:
+                losses += 1
+                if losses > LOSSES:
+                    raise
+                self._replace(error)
 
     def forget(self, key: int) -> None:
-        """See `devices.base.Device`."""
-        self._accelerator.submit(lambda: self._forget(key)).result()
+        """See `devices.base.Device`. Raises nothing: what a failing device still holds goes with it."""
+        with suppress(EngineStoppedError):
+            self._accelerator.submit(lambda: self._forget(key)).result()
 
     def status(self) -> HybridStatus:
         """From any thread; figures of the last lap."""
         laps = tuple(self._laps)
         return HybridStatus(self._accelerator.capabilities.name, laps[-1].mode if laps else None, self._held,
-                            self._copies.pool_tokens, dict(self._modes), self.apex.cost.error, self._lost, laps)
+                            self._copies.pool_tokens, dict(self._modes), self.apex.cost.error, self._lost, self._short,
+                            laps)
 
     def close(self) -> None:
-        self._drop_flying()
+        """After the step that runs now."""
+        with suppress(EngineStoppedError):
+            self._accelerator.submit(self._cohorts.stop_all).result()
         self._accelerator.close()
         self._host.close()
         self._writer.close()
@@ -158,33 +125,63 @@ class HybridDevice:
     # The accelerator's thread
 
     def _run(self, step: Step) -> StepResult:
-        result = _Result()
-        prompts = [i for i, s in enumerate(step.slices) if _is_prompt(s)]
-        decoding = [i for i, s in enumerate(step.slices) if not _is_prompt(s)]
+        """The step, with less on the device where that runs out of memory."""
+        again = False
+        while True:
+            try:
+                return self._try(step)
+            except OutOfMemoryError as error:
+                if not self._shrink(step, error, again):
+                    raise
+                again = True
+
+    def _try(self, step: Step) -> StepResult:
+        done = StepRows(step)
+        prompts = [s for s in step.slices if is_prompt(s)]
+        decoding = [s for s in step.slices if not is_prompt(s)]
+        rows = self._allowance.rows or max(1, step.rows)
         try:
-            if prompts:
-                self._prompts(step, prompts, result)
-            if decoding:
-                self._decode(step, decoding, result)
-            while not result.logits and step.slices:  # cohorts are on their way, and nobody else is there
-                self._decode(step, decoding, result)
+            self._cohorts.stop_strays(step.slices)
+            for batch in pieces(prompts, rows):
+                self._prompts(batch, done)
+            for first in range(0, len(decoding), rows):
+                self._decode(decoding[first:first + rows], done)
+            while not done.logits and decoding:  # cohorts are on their way, and nobody else is there
+                self._decode(decoding, done)
             self._await_writing()
         except BaseException:
-            self._drop_flying()  # they come again with the next step
-            self._host.drain()
-            self._writer.drain()
+            self._abandon()
             raise
         self._held = self._copies.held
-        return result.step_result(step, self.vocab_size)
+        self._allowance.worked(self._copies.pool_tokens)
+        self._copies.limit = self._allowance.tokens
+        return done.result(self.vocab_size)
 
-    def _prompts(self, step: Step, indices: Sequence[int], result: _Result) -> None:
-        here = [i for i in indices if self._prompt_room(step.slices[i])]
-        away = [i for i in indices if i not in here]
-        order = here + away
-        slices = [step.slices[i] for i in order]
-        flow = Flow(self._by, self._rows(slices[:len(here)], slices[len(here):]))
+    def _abandon(self) -> None:
+        """A step failed: no thread touches pages any more; what was under way comes again with the next step."""
+        self._cohorts.stop_all()
+        self._host.drain()
+        self._writer.drain()
+        self._writing.clear()
+
+    def _shrink(self, step: Step, error: OutOfMemoryError, again: bool) -> bool:
+        """Less for the device; False where there is nothing smaller."""
+        held = self._copies.taken()
+        self._copies.drop_all()
+        allowed = self._allowance.shrink(step.rows, held, again)
+        self._copies.limit = self._allowance.tokens
+        self._short += 1
+        if allowed:
+            LOG.warning("%s: out of memory in a step; %s. (%s)", self._accelerator.capabilities.name, allowed, error)
+        return bool(allowed)
+
+    def _prompts(self, slices: Sequence[SequenceSlice], done: StepRows) -> None:
+        here = {s.key: s for s in slices if self._prompt_room(s)}
+        flow = Flow(self._by, self._rows(tuple(here.values()), [s for s in slices if s.key not in here]))
         lockstep(self._by, flow)
-        self._end([flow], step, order, result)
+        self._end([flow], slices, done)
+        if self._allowance.rows is not None:
+            self._await_writing()  # the next piece may read these pages
 
     def _prompt_room(self, s: SequenceSlice) -> bool:
         """Whether a prompt's rows attend on the device: its KV so far is there, or comes now, and the new fits too."""
@@ -196,33 +193,44 @@ class HybridDevice:
         copies.fill(s.key, s.pages, s.position)
         return copies.tokens(s.key, s.position) == s.position
 
-    def _decode(self, step: Step, indices: Sequence[int], result: _Result) -> None:
+    def _decode(self, slices: Sequence[SequenceSlice], done: StepRows) -> None:
         """One lap for decoding rows."""
-        by_key = {step.slices[i].key: step.slices[i] for i in indices if i not in result.logits}
-        choice = self.apex.choose([self._row(s) for s in by_key.values()], self._copies.pool_tokens)
+        by_key = {s.key: s for s in slices if s.key not in done}
+        pool = self._copies.pool_tokens - self._copies.taken(without=by_key)
+        choice = self.apex.choose([self._row(s) for s in by_key.values()], max(0, pool))
         for key in choice.evict:
             self._copies.drop(key)
+        if not self._lap(choice, by_key, done) and not self._bring(choice, by_key, done) and not done.logits:
+            # The mode wants copies that find no room. Somebody must come to an end in every step.
+            self._lap(Choice(Mode.SYNCHRONOUS, host=tuple(by_key), landing=True), by_key, done)
+
+    def _lap(self, choice: Choice, by_key: dict[int, SequenceSlice], done: StepRows) -> bool:
+        """Runs it; whether anything moved."""
         began = time.perf_counter()
-        flows = self._lap(choice, by_key)
-        done = [flow for flow in flows if flow.layer == self._accelerator.layers]
-        self._end(done, step, indices, result)
+        flows = self._flows(choice, by_key)
+        ended = [flow for flow in flows if flow.layer == self._accelerator.layers]
+        self._end(ended, tuple(by_key.values()), done)
+        if not flows and not self._cohorts:
+            return False
         seconds = time.perf_counter() - began
-        tokens = sum(flow.rows.count for flow in done)
+        tokens = sum(flow.rows.count for flow in ended)
         self.apex.measured(choice, seconds, tokens)
         self._modes[choice.mode.value] += 1
         self._laps.append(LapRecord(choice.mode, len(by_key), len(choice.device), len(choice.host) + len(choice.split),
                                     tokens, choice.predicted, seconds, choice.bound_by))
-        for key in choice.bring:
-            self._bring(by_key[key], choice.wanted.get(key, by_key[key].position))
+        return True
 
-    def _lap(self, choice: Choice, by_key: dict[int, SequenceSlice]) -> list[Flow]:
-        """Runs it; returns the flows that took part."""
+    def _flows(self, choice: Choice, by_key: dict[int, SequenceSlice]) -> list[Flow]:
+        """Runs a lap; returns the flows that took part, of cohorts those that came to the end."""
         here = [key for key in choice.device if self._may_attend(by_key[key])]
         device = [by_key[key] for key in here]
         host = [by_key[key] for key in (*choice.host, *choice.split, *choice.device)
-                if key not in here and key not in self._positions]
-        if choice.mode is Mode.OVERLAP or self._cohorts:
+                if key not in here and key not in self._cohorts]
+        whole = self._allowance.rows is None  # else a lap is for some of the step's rows, and no others may join it
+        if self._cohorts or (choice.mode is Mode.OVERLAP and whole and (device or host)):
             return self._overlap(device, host, drain=choice.mode is not Mode.OVERLAP)
+        if not device and not host:
+            return []
         if choice.mode is Mode.STREAMING and host:
             flow: Flow = StreamedFlow(self._by, self._rows(device, host, stored=True), read=self._writer.call)
             lockstep(self._by, flow)
@@ -241,19 +249,11 @@ class HybridDevice:
     def _overlap(self, device: list[SequenceSlice], host: list[SequenceSlice], drain: bool) -> list[Flow]:
         """The rows that are not under way start a cohort, as many as keep the cohorts one layer apart."""
         if host and not drain:
-            flying = sum(len(flow.rows.keys) for flow in self._cohorts)
-            size = -(-(flying + len(host)) // self._accelerator.layers)
-            cohort = Flow(self._by, self._rows([], host[:size]))
-            self._cohorts.append(cohort)
-            self._positions.update({s.key: s.position for s in host[:size]})
-        flow = Flow(self._by, self._rows(device, [])) if device else None
-        overlap(self._by, flow, self._cohorts, drain=drain)
-        done = [c for c in self._cohorts if c.layer == self._accelerator.layers]
-        self._cohorts = [c for c in self._cohorts if c not in done]
-        for cohort in done:
-            for key in cohort.rows.keys:
-                self._positions.pop(key, None)
-        return [*([flow] if flow is not None else []), *done]
+            size = -(-(self._cohorts.rows + len(host)) // self._accelerator.layers)
+            self._cohorts.start(Flow(self._by, self._rows([], host[:size])), host[:size])
+        flows = [Flow(self._by, self._rows(device, []))] if device else []
+        overlap(self._by, flows[0] if flows else None, self._cohorts.flows, drain=drain)
+        return [*flows, *self._cohorts.land(self._accelerator.layers)]
 
     def _rows(self, device: Sequence[SequenceSlice], host: Sequence[SequenceSlice],
               split: dict[int, int] | None = None, stored: bool = False) -> Rows:
@@ -263,11 +263,11 @@ class HybridDevice:
         on_host, partial, first = [], [], 0
         for s in host:
             skip = self._skip(s, (split or {}).get(s.key, 0))
-            on_host.append(HostSlice(s.pages, s.position, len(s.token_ids), _is_prompt(s), skip))
+            on_host.append(HostSlice(s.pages, s.position, len(s.token_ids), is_prompt(s), skip))
             if skip:
                 partial.append((first, len(s.token_ids), self._copies[s.key]))
             first += len(s.token_ids)
-        written = [HostSlice(s.pages, s.position, len(s.token_ids), _is_prompt(s))
+        written = [HostSlice(s.pages, s.position, len(s.token_ids), is_prompt(s))
                    for s in (everyone if stored else device)]
         return Rows(
             keys=tuple(s.key for s in everyone), counts=tuple(len(s.token_ids) for s in everyone),
@@ -283,14 +283,14 @@ class HybridDevice:
             self._copies[s.key].length = skip
         return skip
 
-    def _end(self, flows: Sequence[Flow], step: Step, indices: Sequence[int], result: _Result) -> None:
+    def _end(self, flows: Sequence[Flow], slices: Sequence[SequenceSlice], done: StepRows) -> None:
         """One head for all flows that came to the last layer; what was computed is noted. Their slices are among
-        `indices` of the step; rows of sequences that are not have ended meanwhile."""
+        `slices`; rows of sequences that are not have ended meanwhile."""
         if not flows:
             return
-        by_key = {step.slices[i].key: i for i in indices}
+        by_key = {s.key: s for s in slices}
         wanted: list[int] = []
-        logit_rows: list[int] = []
+        chosen: list[int] = []
         spans: list[tuple[int, slice, slice]] = []
         first = 0
         for flow in flows:
@@ -302,56 +302,52 @@ class HybridDevice:
                 rows, first = range(first, first + n), first + n
                 if key not in by_key:
                     continue
-                s = step.slices[by_key[key]]
-                shown = {"all": n, "last": 1, "none": 0}[s.logits]
-                kept = rows if s.hidden else rows[n - shown:]
+                shown = logit_rows(by_key[key])
+                kept = rows if by_key[key].hidden else rows[n - shown:]
                 hidden = slice(len(wanted), len(wanted) + len(kept))
-                logits = slice(len(logit_rows), len(logit_rows) + shown)
+                logits = slice(len(chosen), len(chosen) + shown)
                 wanted += kept
-                logit_rows += range(len(wanted) - shown, len(wanted))
-                spans.append((by_key[key], logits, hidden))
+                chosen += range(len(wanted) - shown, len(wanted))
+                spans.append((key, logits, hidden))
         a = self._accelerator
         with self.meter.device():
             x, attended = (a.join([getattr(flow, name) for flow in flows]) for name in ("x", "attended"))
-            states, scores = a.head(x, attended, np.array(wanted, np.int64), np.array(logit_rows, np.int64))
-        for i, logits, hidden in spans:
-            result.logits[i], result.hidden[i] = scores[logits], states[hidden]
+            states, scores = a.head(x, attended, np.array(wanted, np.int64), np.array(chosen, np.int64))
+        for key, logits, hidden in spans:
+            done.add(key, scores[logits], states[hidden])
 
     def _row(self, s: SequenceSlice) -> Row:
-        flying = next((flow.layer for flow in self._cohorts if s.key in flow.rows.keys), -1)
-        return Row(s.key, s.position + 1, self._copies.tokens(s.key, s.position), s.interactive, flying)
+        return Row(s.key, s.position + 1, self._copies.tokens(s.key, s.position), s.interactive,
+                   self._cohorts.layer(s.key))
 
     def _may_attend(self, s: SequenceSlice) -> bool:
         """Whether a row's copy is whole and has room for its token; without room it leaves the device."""
-        if s.key in self._positions or self._copies.tokens(s.key, s.position) < s.position or s.key not in self._copies:
+        if s.key in self._cohorts or self._copies.tokens(s.key, s.position) < s.position or s.key not in self._copies:
             return False
         if self._copies.room(s.key, s.position + 1):
             return True
         self._copies.drop(s.key)
         return False
 
-    def _bring(self, s: SequenceSlice, until: int) -> None:
-        until = min(until, s.position)
-        if self._copies.room(s.key, max(until, s.position + 1) if until == s.position else until):
-            self._copies.fill(s.key, s.pages, until, BRING_TOKENS)
+    def _bring(self, choice: Choice, by_key: dict[int, SequenceSlice], done: StepRows) -> int:
+        """KV to the device, by pages, up to the token that this lap computed. Returns how many tokens came."""
+        brought = 0
+        if choice.bring:
+            self._await_writing()
+        for key in choice.bring:
+            s = by_key[key]
+            held = s.position + (key in done)
+            until = min(choice.wanted.get(key, held), held)
+            if self._copies.tokens(key, held) < until and self._copies.room(key, until + (until == held)):
+                brought += self._copies.fill(key, s.pages, until, BRING_TOKENS)
+        return brought
 
     def _forget(self, key: int) -> None:
-        self._copies.drop(key)
-        if key in self._positions:
-            # Its cohort begins anew without it: the others lose the layers they had, and nothing else.
-            for cohort in [c for c in self._cohorts if key in c.rows.keys]:
-                self._stop(cohort)
-
-    def _stop(self, cohort: Flow) -> None:
-        if cohort.in_flight is not None:
-            cohort.in_flight.exception()  # waits: the host must not touch pages that are given back
-        self._cohorts.remove(cohort)
-        for key in cohort.rows.keys:
-            self._positions.pop(key, None)
-
-    def _drop_flying(self) -> None:
-        for cohort in list(self._cohorts):
-            self._stop(cohort)
+        self._cohorts.stop(key)
+        try:
+            self._copies.drop(key)
+        except DeviceError as error:
+            LOG.warning("giving back KV on the device: %s", error)
 
     def _await_writing(self) -> None:
         """The host's pages hold what this step computed before anybody may share or free them."""
@@ -361,22 +357,20 @@ class HybridDevice:
 
     def _replace(self, error: DeviceLostError) -> None:
         """Another accelerator takes over, with no copies; raises the error where there is none."""
-        self._drop_flying()
-        self._writing.clear()
         if self._reopen is None:
             raise error
         lost = self._accelerator
-        self._accelerator = self._reopen()
+        try:
+            fresh = self._reopen()
+        except Exception as trouble:
+            raise DeviceLostError(f"{str(error).rstrip('.')}. No other device takes over: {trouble}") from trouble
+        self._accelerator = fresh
         self._lost += 1
-        LOG.warning("%s. %s goes on with the same sequences: their KV is on the host.", error,
-                    self._accelerator.capabilities.name)
-        self._copies.forget_all(self._accelerator)
-        self._by = Processors(self._accelerator, self._host, self._writer, self.config, self.meter)
+        LOG.warning("%s. %s goes on with the same sequences: their KV is on the host.", str(error).rstrip("."),
+                    fresh.capabilities.name)
+        self._copies.forget_all(fresh)
+        self._by = Processors(fresh, self._host, self._writer, self.config, self.meter)
         try:
             lost.close()
         except Exception as trouble:
             LOG.warning("closing the lost device: %s", trouble)
-
-
-def _is_prompt(s: SequenceSlice) -> bool:
-    return s.prompt or len(s.token_ids) != 1
