@@ -67,7 +67,8 @@ class SamplingParams:
         _integer("top_k", self.top_k, 0, "a whole number from 0 (off) up")
         _number("top_p", self.top_p, lambda v: 0 < v <= 1, "above 0 and at most 1 (off)")
         _number("min_p", self.min_p, lambda v: 0 <= v <= 1, "from 0 (off) to 1")
-        _number("repetition_penalty", self.repetition_penalty, lambda v: 0 < v < math.inf, "above 0; 1 is off")
+        _number("repetition_penalty", self.repetition_penalty, lambda v: 0.01 <= v <= 100,
+                "from 0.01 to 100; 1 is off")  # beyond that, logits leave float32
         for name in ("presence_penalty", "frequency_penalty"):
             _number(name, getattr(self, name), math.isfinite, "a finite number")
         if self.seed is not None:
