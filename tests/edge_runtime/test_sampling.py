@@ -136,7 +136,8 @@ def test_forbidding_every_token_is_an_error():
 @pytest.mark.parametrize(("name", "value"), [
     ("max_tokens", -1), ("max_tokens", 1.5), ("max_tokens", True), ("temperature", -0.1), ("temperature", math.nan),
     ("temperature", math.inf), ("temperature", "warm"), ("top_k", -1), ("top_k", 2.5), ("top_p", 0), ("top_p", 1.1),
-    ("min_p", -0.1), ("min_p", 2), ("repetition_penalty", 0), ("repetition_penalty", -1), ("repetition_penalty", 0.009), ("repetition_penalty", 101),
+    ("min_p", -0.1), ("min_p", 2), ("repetition_penalty", 0), ("repetition_penalty", -1),
+    ("repetition_penalty", 0.009), ("repetition_penalty", 101),
     ("presence_penalty", math.nan), ("frequency_penalty", math.inf), ("logit_bias", {-1: 0.0}),
     ("logit_bias", {1: math.nan}), ("logit_bias", {1: math.inf}), ("logit_bias", {"a": 1}), ("logit_bias", [1]),
     ("seed", 1.5), ("seed", "x"), ("stop", ""), ("stop", ["a", ""]), ("stop", [1]), ("stop", 5),
