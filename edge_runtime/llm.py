@@ -32,6 +32,7 @@ from edge_runtime.errors import (
 from edge_runtime.generation import Generation, Mailbox
 from edge_runtime.loading import LoadedModel
 from edge_runtime.offload.plan import Plan
+from edge_runtime.offload.planner import OffloadOptions
 from edge_runtime.outcome import Chunk, Reply, Stats
 from edge_runtime.progress import Progress, progress_of
 from edge_runtime.request import Request, Sink
@@ -57,8 +58,16 @@ class LLM(AsyncCalls):
         else the CPU.
     context: tokens of one sequence, prompt and reply; "auto": as many as the model was made for and memory holds.
         KV is taken page by page: a large context costs nothing until it is filled.
-    kv: "int8" (also "auto") or "fp16"; on ONNX devices "fp32" (also "auto"). threads: None: all physical cores.
+    kv: "int8" (also "auto") or "fp16"; "fp32" (also "auto") where all KV is an ONNX device's. threads: None: all
+        physical cores.
     max_batch: sequences that run at once.
+    offload: on ONNX devices, who holds the KV. "on": the host, which attends over what the device has no room for;
+        "off": the device; "auto": the device, unless `max_batch` sequences of `context` do not fit there (`plan` says
+        why). The first time, what this machine takes for the model is measured, for some twenty seconds.
+    device_memory: bytes of the device's memory that may be used; None: what it has free, where it tells.
+    tbt_ms: milliseconds between two tokens of an interactive request that work in bulk must leave it; offloads.
+    host_threads, host_cores, device_cores: with offload, threads of the host's attention, and processors that these and
+        the device's own threads stay on.
     early_exit: how tokens of every reply may leave the network early (`EarlyExit`, or "verify", "recompute",
         "propagate"), unless its SamplingParams say otherwise. None: every token runs all layers.
     exit_layers: layers after which tokens may leave; None: those that the model was trained for. A warning tells where
@@ -76,12 +85,16 @@ class LLM(AsyncCalls):
     def __init__(self, model: str | os.PathLike[str] | None = None, *, device: str = "auto",
                  context: int | str = "auto", kv: str = "auto", threads: int | None = None, max_batch: int = 32,
                  memory_budget: int | None = None, early_exit: EarlyExit | str | Mapping[str, Any] | None = None,
-                 exit_layers: Sequence[int] | None = None, progress: Any = None):
+                 exit_layers: Sequence[int] | None = None, offload: str = "auto", device_memory: int | None = None,
+                 tbt_ms: float | None = None, host_threads: int | None = None, host_cores: Sequence[int] = (),
+                 device_cores: Sequence[int] = (), progress: Any = None):
         early = EarlyExit.of(early_exit)
         if early is not None and device == "auto":
             device = "cpu"  # the one device that has exits
         loaded = loading.load(model, device=device, context=context, kv=kv, threads=threads, max_batch=max_batch,
-                              memory_budget=memory_budget, exit_layers=exit_layers, progress=progress)
+                              memory_budget=memory_budget, exit_layers=exit_layers, progress=progress,
+                              offload=OffloadOptions(offload, device_memory, tbt_ms, host_threads, tuple(host_cores),
+                                                     tuple(device_cores)))
         try:
             self._start(loaded, early)
         except BaseException:
@@ -97,11 +110,13 @@ class LLM(AsyncCalls):
 
     @staticmethod
     def plan_for(model: str | os.PathLike[str] | None = None, *, device: str = "auto", context: int | str = "auto",
-                 kv: str = "auto", max_batch: int = 32, memory_budget: int | None = None) -> Plan:
+                 kv: str = "auto", max_batch: int = 32, memory_budget: int | None = None, offload: str = "auto",
+                 device_memory: int | None = None, tbt_ms: float | None = None) -> Plan:
         """The plan that `LLM(...)` would follow, from the file's metadata, with nothing loaded. Raises
         OutOfMemoryError (its `plan` is the plan) where it does not fit."""
         return loading.plan(model, device=device, context=context, kv=kv, max_batch=max_batch,
-                            memory_budget=memory_budget).check()
+                            memory_budget=memory_budget,
+                            offload=OffloadOptions(offload, device_memory, tbt_ms)).check()
 
     def _start(self, loaded: LoadedModel, early_exit: EarlyExit | None = None) -> None:
         self._loaded = loaded
@@ -250,7 +265,7 @@ class LLM(AsyncCalls):
     # Life
 
     def status(self) -> EngineStatus:
-        """What the engine does now: batch, queue, KV pages. From any thread, at once."""
+        """What the engine does now: batch, queue, KV pages, and who attends. From any thread, at once."""
         return status_of(self.engine)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from edge_runtime.errors import ChatTemplateError, EngineStoppedError, InvalidRe
 from edge_runtime.models.config import ModelConfig, config_from_gguf
 from edge_runtime.models.gguf_file import GGUFFile
 from edge_runtime.offload.plan import Plan, make_plan
+from edge_runtime.offload.planner import OffloadOptions
 from edge_runtime.tokenizer import Tokenizer
 
 DEVICES = ("auto", "cpu", "llama.cpp", "onnx:cpu", "webgpu", "cuda", "openvino", "qnn", "coreml", "directml", "vitisai")
@@ -84,20 +85,23 @@ def resolve(model: str | os.PathLike[str] | None) -> Path:
     return path
 
 
-def plan(model: str | os.PathLike[str] | None, *, device: str = "auto", **options: Any) -> Plan:
+def plan(model: str | os.PathLike[str] | None, *, device: str = "auto", offload: OffloadOptions | None = None,
+         **options: Any) -> Plan:
     """The plan that `load` would follow, with nothing loaded; it may not fit."""
-    path = resolve(model)
+    path, placing = resolve(model), (offload or OffloadOptions()).check()
     if check_device(device) == "llama.cpp":
         from edge_runtime.llama_cpp_model import plan_file as plan_with_llama_cpp
 
+        placing.refuse(device)
         return plan_with_llama_cpp(path, **options)
     if is_onnx(device) or device == "auto":
         from edge_runtime.onnx_model import best_for
         from edge_runtime.onnx_model import plan_file as plan_with_onnx
 
-        chosen = device if is_onnx(device) else best_for(path, options.get("kv", "auto"))
+        chosen = device if is_onnx(device) else best_for(path, options.get("kv", "auto"), placing.offload)
         if chosen is not None:
-            return plan_with_onnx(path, chosen, **options)
+            return plan_with_onnx(path, chosen, options=placing, **options)
+    placing.refuse("cpu")
     with GGUFFile(path) as file:
         return plan_file(file, config_from_gguf(file), **options)
 
@@ -127,8 +131,10 @@ def is_onnx(device: str) -> bool:
 
 def load(model: str | os.PathLike[str] | None, *, device: str = "auto", context: int | str = "auto", kv: str = "auto",
          threads: int | None = None, max_batch: int = 32, memory_budget: int | None = None,
-         exit_layers: Sequence[int] | None = None, progress: Any = None) -> LoadedModel:
+         exit_layers: Sequence[int] | None = None, offload: OffloadOptions | None = None,
+         progress: Any = None) -> LoadedModel:
     """Open, plan, check and load. Raises what `LLM` documents."""
+    placing = (offload or OffloadOptions()).check()
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InvalidRequestError("threads", threads, "a whole number from 1 up, or None for all cores")
     path = resolve(model)
@@ -137,13 +143,14 @@ def load(model: str | os.PathLike[str] | None, *, device: str = "auto", context:
 
         if exit_layers is not None:
             raise InvalidRequestError("exit_layers", exit_layers, 'None with device="llama.cpp": it runs all layers')
+        placing.refuse(device)
         return load_llama_cpp(path, context=context, threads=threads, max_batch=max_batch,
                               memory_budget=memory_budget)
     if is_onnx(device) or device == "auto":
         from edge_runtime.onnx_model import load_best, load_onnx
 
         options: dict[str, Any] = dict(context=context, kv=kv, threads=threads, max_batch=max_batch,
-                                       memory_budget=memory_budget)
+                                       memory_budget=memory_budget, options=placing, progress=progress)
         if is_onnx(device):
             if exit_layers is not None:
                 raise InvalidRequestError("exit_layers", exit_layers, f'None with device="{device}": it runs all '
@@ -152,6 +159,7 @@ def load(model: str | os.PathLike[str] | None, *, device: str = "auto", context:
         accelerated = load_best(path, **options) if exit_layers is None else None
         if accelerated is not None:
             return accelerated
+    placing.refuse("cpu")
     file = GGUFFile(path)
     try:
         config = config_from_gguf(file)

@@ -66,6 +66,15 @@ class AcceleratorMemory:
 
 
 @dataclass(frozen=True)
+class DeviceCapacity:
+    """A device's memory in bytes, None where it does not tell. shared: it is the host's memory."""
+
+    shared: bool
+    total: int | None = None
+    free: int | None = None
+
+
+@dataclass(frozen=True)
 class Timing:
     """One call: kind ("segment", "attend", "head", "whole", "upload", "download"), layer (-1: none), rows, KV tokens
     attended over, seconds. On an asynchronous device seconds are those of submission, except for "download", unless
@@ -134,8 +143,9 @@ class DeviceKV(Protocol):
         """Keys (after RoPE) and values of tokens start .. stop - 1, float32 [L, 2, K, stop - start, D], a copy on the
         host."""
 
-    def write(self, sequence: Any, start: int, kv: np.ndarray) -> None:
-        """Store keys and values, laid out as `read` gives them; `length` becomes at least their end."""
+    def write(self, sequence: Any, start: int, kv: np.ndarray, layers: range | None = None) -> None:
+        """Store keys and values, laid out as `read` gives them, of all layers or of these; `length` becomes at least
+        their end."""
 
     def copy(self, source: Any, target: Any, tokens: int) -> None:
         """The first `tokens` tokens of one sequence into another, on the device."""

@@ -59,6 +59,14 @@ class DeviceSequence:
         return self.slab.number, self.row
 
 
+def capacity_class(tokens: int, context: int) -> int:
+    """Room that a sequence gets which wants `tokens`, where none is longer than `context`."""
+    size = SMALLEST
+    while size < tokens:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return min(size, -(-context // 64) * 64)
+
+
 class DeviceKVPool:
     """See `accelerator.DeviceKV`. context: tokens that one sequence can have."""
 
@@ -84,10 +92,7 @@ class DeviceKVPool:
         """The capacity of a sequence that wants room for `tokens`."""
         if not 0 <= tokens <= self.context:
             raise ValueError(f"{tokens} tokens: a sequence of this device has 0 to {self.context}")
-        size = SMALLEST
-        while size < tokens:
-            size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-        return min(size, -(-self.context // 64) * 64)
+        return capacity_class(tokens, self.context)
 
     def can_open(self, tokens: int, count: int = 1) -> bool:
         capacity = self.class_of(tokens)
@@ -115,15 +120,16 @@ class DeviceKVPool:
                 out[layer, part] = self.memory.read(buffer, sequence.row, start, stop)
         return out
 
-    def write(self, sequence: DeviceSequence, start: int, kv: np.ndarray) -> None:
-        want = (self.layers, 2, self.kv_heads, kv.shape[3] if kv.ndim == 5 else -1, self.head_size)
+    def write(self, sequence: DeviceSequence, start: int, kv: np.ndarray, layers: range | None = None) -> None:
+        layers = range(self.layers) if layers is None else layers
+        want = (len(layers), 2, self.kv_heads, kv.shape[3] if kv.ndim == 5 else -1, self.head_size)
         if kv.shape != want:
             raise ValueError(f"KV of shape {kv.shape}: this device's is [L, 2, K, n, D] with {want}")
         end = start + kv.shape[3]
         self._check(sequence, end)
-        for layer, buffers in enumerate(sequence.slab.buffers):
-            for part, buffer in enumerate(buffers):
-                self.memory.write(buffer, sequence.row, start, kv[layer, part])
+        for at, layer in enumerate(layers):
+            for part, buffer in enumerate(sequence.slab.buffers[layer]):
+                self.memory.write(buffer, sequence.row, start, kv[at, part])
         sequence.length = max(sequence.length, end)
 
     def copy(self, source: DeviceSequence, target: DeviceSequence, tokens: int) -> None:

@@ -1,0 +1,96 @@
+"""Opening a file for hybrid execution: weights on an accelerator, KV on the host, a profile to decide by."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime.devices.base import KVLayout
+from edge_runtime.devices.onnx import OnnxAccelerator
+from edge_runtime.devices.onnx.providers import Provider
+from edge_runtime.kernels.team import default_threads
+from edge_runtime.models.config import ModelConfig
+from edge_runtime.models.gguf_file import GGUFFile
+from edge_runtime.offload.apex import Apex
+from edge_runtime.offload.copies import token_bytes
+from edge_runtime.offload.cost_model import CostModel, Curves
+from edge_runtime.offload.host_attention import HostAttention
+from edge_runtime.offload.hybrid_device import HybridDevice
+from edge_runtime.offload.plan import Plan
+from edge_runtime.offload.planner import OffloadOptions
+from edge_runtime.offload.profiler import measure
+from edge_runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from edge_runtime.loading import LoadedModel
+
+PROFILE_SECONDS = 20.0  # of measuring at first use; `edge-runtime profile` takes its time
+MAX_ROWS = 512
+PROFILING = "profile: "  # what progress is told begins with it while a profile is measured
+LOG = logging.getLogger("edge_runtime")
+Progress = Callable[[str], object]
+
+
+def load_hybrid(path: Path, file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer, plan: Plan, provider: Provider,
+                options: OffloadOptions, *, threads: int | None = None, progress: Progress | None = None,
+                curves: Curves | None = None) -> LoadedModel:
+    """A model as `plan` lays it out. threads: of the CPU's part, and of a device that is the CPU itself. curves: of
+    this machine and model; None: the stored profile, measured now where there is none. Raises as `load_onnx` does, and
+    ProfileError."""
+    from edge_runtime.loading import LoadedModel, fingerprint, template_of
+
+    there = plan.on_device
+    assert there is not None
+    device_threads, host_threads = threads_of(provider, threads, options.host_threads)
+
+    def accelerator(name: str, pool: int, cores: Sequence[int] = ()) -> OnnxAccelerator:
+        return OnnxAccelerator(file, config, name, kv_budget_bytes=pool, context=plan.context, threads=device_threads,
+                               cores=cores, forms=("segments",), max_rows=MAX_ROWS, half_kv=plan.kv == "fp16")
+
+    opened = accelerator(provider.name, there.kv_pool_bytes, options.device_cores)
+    try:
+        if curves is None:
+            curves = profile(opened, config, plan, host_threads, options, progress)
+        device = HybridDevice(
+            opened, config, scheduler(opened, curves, plan, options), kv=plan.kv, host_threads=host_threads,
+            host_cores=options.host_cores, max_rows=MAX_ROWS,
+            reopen=lambda: accelerator("cpu", there.kv_least_bytes))
+    except BaseException:
+        opened.close()
+        raise
+    return LoadedModel(
+        device=device, tokenizer=tokenizer, context=plan.context, kv_budget_bytes=plan.kv_budget_bytes,
+        max_batch=plan.max_batch, chat_template=template_of(file.metadata, tokenizer), plan=plan, config=config,
+        fingerprint=partial(fingerprint, path), close_file=file.close)
+
+
+def threads_of(provider: Provider, threads: int | None, host_threads: int | None) -> tuple[int, int]:
+    """Of the device's sessions and of the host's attention. A device that is the processor itself has half of it."""
+    every = threads or default_threads()
+    if provider.memory != "cpu":
+        return every, host_threads or every
+    return max(1, every - (host_threads or every // 2)), host_threads or max(1, every // 2)
+
+
+def scheduler(accelerator: OnnxAccelerator, curves: Curves, plan: Plan, options: OffloadOptions) -> Apex:
+    """Decides over a pool that hands out places in classes of capacity."""
+    kv, token = accelerator.kv, token_bytes(accelerator)
+    return Apex(CostModel(curves), size=lambda tokens: -(-kv.bytes_for(min(tokens, plan.context)) // token),
+                tbt_seconds=None if options.tbt_ms is None else options.tbt_ms / 1000,
+                split=accelerator.capabilities.partial_attention)
+
+
+def profile(accelerator: OnnxAccelerator, config: ModelConfig, plan: Plan, host_threads: int, options: OffloadOptions,
+            progress: Progress | None) -> Curves:
+    """What device and host take for a layer of this model."""
+    tell = progress or (lambda text: None)
+    LOG.info("measuring %s on %s, for %.0f s", config.name, plan.device, PROFILE_SECONDS)
+    host = HostAttention(config, KVLayout(config.layers, config.kv_heads, config.head_size, plan.kv),
+                         threads=host_threads, cores=options.host_cores, progress=tell)
+    try:
+        return measure(accelerator, host, config, seconds=PROFILE_SECONDS,
+                       progress=lambda text: tell(PROFILING + text)).curves
+    finally:
+        host.close()
