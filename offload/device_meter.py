@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -13,8 +14,10 @@ from edge_runtime.devices.accelerator import Accelerator, AttendPart
 from edge_runtime.errors import OutOfMemoryError
 from edge_runtime.models.config import ModelConfig
 
-FILL_BYTES = 32 << 20  # of KV in one write
+FILL_TOKENS = 256  # of KV in one write
+FILLED_LAYERS = 3  # whose attention is measured: writing the KV of all of them would take most of the time
 PASSES = 3  # over the layers at most, where they take little time
+CALL_SECONDS = 0.6  # of one measurement at most, unless three calls take longer: medians gain little beyond
 
 
 class DeviceMeter:
@@ -27,8 +30,8 @@ class DeviceMeter:
         self._rng = np.random.default_rng(seed)
         # Segment 0 is a smaller one: nothing precedes its queries. The rest of its layer is in the head.
         self.body = range(1, accelerator.layers) if accelerator.layers > 1 else range(1)
+        self.filled = self.body[:FILLED_LAYERS]
         self._asynchronous = accelerator.capabilities.asynchronous
-        self._turns = itertools.cycle(self.body)
         ready = accelerator.upload(self._noise(1, config.width))
         self._wait(ready)
         self._wait_seconds = median(_seconds(lambda: self._wait(ready)) for _ in range(5))
@@ -50,29 +53,36 @@ class DeviceMeter:
         segment = self._segment(rows)
         self._wait(segment(self.body[0]))
         ends()
-        found, until = [], time.perf_counter() + seconds
+        found, until = [], time.perf_counter() + min(seconds, CALL_SECONDS)
         while not found or (len(found) < 4 * PASSES and time.perf_counter() < until):
             found.append(_seconds(ends) - median(self._samples(segment, 0.0)))
         return max(median(found), 0.0)
 
-    def open(self, tokens: int, count: int) -> list[Any]:
-        """Sequences with KV of `tokens` tokens each; empty where the device's budget does not hold them."""
+    def open(self, tokens: int, count: int, seconds: float) -> tuple[list[Any], int]:
+        """`count` sequences with KV of `tokens` tokens each, or of as many, at least 64, as `seconds` suffice to write;
+        none where the device's budget does not hold them."""
         kv, opened = self.accelerator.kv, []
         try:
             if not kv.can_open(tokens, count):
-                return []
+                return [], 0
             for _ in range(count):
                 opened.append(kv.open(tokens))
-            c = self.config
-            piece = max(1, min(tokens, FILL_BYTES // (c.layers * c.kv_width * 8)))
-            noise = self._rng.standard_normal((c.layers, 2, c.kv_heads, piece, c.head_size), np.float32)
-            for sequence in opened:
-                for start in range(0, tokens, piece):
-                    kv.write(sequence, start, noise[:, :, :, :min(piece, tokens - start)])
-            return opened
+            until, filled = time.perf_counter() + seconds, 0
+            while filled < tokens and (filled < 64 or time.perf_counter() < until):
+                piece = min(self._kv.shape[3], tokens - filled)
+                for sequence in opened:
+                    kv.write(sequence, filled, self._kv[:, :, :, :piece], self.filled)
+                filled += piece
+            return opened, filled
         except (OutOfMemoryError, ValueError):  # ValueError: longer than the device's longest sequence
             self.close(opened)
-            return []
+            return [], 0
+
+    @cached_property
+    def _kv(self) -> np.ndarray:
+        """Tokens that sequences are filled with, again and again."""
+        c = self.config
+        return self._rng.standard_normal((len(self.filled), 2, c.kv_heads, FILL_TOKENS, c.head_size), np.float32)
 
     def close(self, sequences: Sequence[Any]) -> None:
         for sequence in sequences:
@@ -93,13 +103,13 @@ class DeviceMeter:
     def download(self, nbytes: int, seconds: float) -> float:
         there = self.accelerator.upload(self._noise(max(1, nbytes // (4 * self.config.width)), self.config.width))
         self._wait(there)
-        found, until = [], time.perf_counter() + seconds
+        found, until = [], time.perf_counter() + min(seconds, CALL_SECONDS)
         while len(found) < 3 or (len(found) < 16 and time.perf_counter() < until):
             found.append(_seconds(lambda: self.accelerator.download(there)))
         return median(found)
 
-    def layer(self, sequences: Sequence[Any], tokens: int, seconds: float) -> float:
-        """Segment and attention of a layer, a row of each sequence."""
+    def layers(self, sequences: Sequence[Any], tokens: int, seconds: float) -> list[float]:
+        """Segment and attention of one layer after another, a row of each sequence, all times."""
         a = self.accelerator
         for sequence in sequences:
             sequence.length = tokens - 1
@@ -110,7 +120,8 @@ class DeviceMeter:
             segment(layer)
             return a.attend(layer, qkv, parts)
 
-        return self._median(both, seconds, passes=1000)
+        self._wait(both(self.body[0]))
+        return self._samples(both, seconds, passes=1000, layers=self.filled)
 
     def _attention(self, rows: Sequence[tuple[Any, int]], before: int, seconds: float) -> float:
         for sequence, _ in rows:
@@ -118,7 +129,8 @@ class DeviceMeter:
         parts = [AttendPart(sequence, count) for sequence, count in rows]
         count = sum(part.count for part in parts)
         qkv, segment = self._qkv(count), self._segment(count)
-        return self._median(lambda layer: self.accelerator.attend(layer, qkv, parts), seconds, before=segment)
+        return self._median(lambda layer: self.accelerator.attend(layer, qkv, parts), seconds, before=segment,
+                            layers=self.filled)
 
     def _segment(self, rows: int) -> Callable[[int], Any]:
         a, positions = self.accelerator, np.arange(rows)
@@ -132,28 +144,29 @@ class DeviceMeter:
         return self._rng.standard_normal((rows, width), np.float32)
 
     def _median(self, call: Callable[[int], Any], seconds: float, *, before: Callable[[int], Any] | None = None,
-                passes: int = PASSES, chain: int | None = None) -> float:
-        """Of call(layer). before: what comes ahead of it in a lap, not counted, so that caches hold what they hold
-        then."""
+                layers: range | None = None, chain: int | None = None) -> float:
+        """Of call(layer), layers in turns. before: what comes ahead of it in a lap, not counted, so that caches hold
+        what they hold then."""
         for first in (before, call):
             if first is not None:
                 self._wait(first(self.body[0]))
-        return median(self._samples(call, seconds, before, passes, chain))
+        return median(self._samples(call, seconds, before, layers=layers, chain=chain))
 
     def _samples(self, call: Callable[[int], Any], seconds: float, before: Callable[[int], Any] | None = None,
-                 passes: int = PASSES, chain: int | None = None) -> list[float]:
-        until, found = time.perf_counter() + seconds, []
+                 passes: int = PASSES, layers: range | None = None, chain: int | None = None) -> list[float]:
+        turns = itertools.cycle(layers or self.body)
+        until, found = time.perf_counter() + min(seconds, CALL_SECONDS), []
         count = (chain or len(self.body)) if self._asynchronous else 1
         least = 3 if count == 1 else 1
         while len(found) < least or (len(found) < passes * len(self.body) / count and time.perf_counter() < until):
             if self._asynchronous:
                 began, last = time.perf_counter(), None
                 for _ in range(count):
-                    last = call(next(self._turns))
+                    last = call(next(turns))
                 self._wait(last)
                 found.append(max(0.0, time.perf_counter() - began - self._wait_seconds) / count)
             else:
-                layer = next(self._turns)
+                layer = next(turns)
                 if before is not None:
                     before(layer)
                 found.append(_seconds(lambda at=layer: call(at)))

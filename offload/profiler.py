@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeVar
@@ -11,23 +12,26 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edge_runtime.devices.accelerator import Accelerator
-from edge_runtime.errors import InvalidRequestError
+from edge_runtime.errors import InvalidRequestError, OutOfMemoryError
 from edge_runtime.models.config import ModelConfig
-from edge_runtime.offload.curves import Curves
+from edge_runtime.offload.curves import Curves, GridPoints
 from edge_runtime.offload.device_meter import DeviceMeter
 from edge_runtime.offload.host_attention import HostAttention
 from edge_runtime.offload.host_meter import HostMeter
+from edge_runtime.offload.host_rows import HostRows
 from edge_runtime.offload.page_values import read_pages
 from edge_runtime.offload.plan import memory
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
 
-SECONDS = 45.0
+SECONDS = 48.0
 LEAST_SECONDS = 0.5
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 HEAD_ROWS = (1, 4, 16, 64)
 SEQUENCES = (1, 4, 16, 64)
+FILL_SHARE = 0.5  # of the time for a curve: to write the KV that is attended over
+HELD = ((16, 2048, (1, 4, 16)), (1, 65536, (1,)), (64, 512, (64,)))  # on the device: sequences, tokens, rows at a time
 TOKENS = (64, 512, 2048, 8192, 32768, 65536)  # KV of one row
 PROMPT_ROWS = (16, 128, 512)
 PROMPT_BEFORE = (0, 1024, 8192)
@@ -39,7 +43,7 @@ TOGETHER = 4, 4096  # rows and KV tokens of each, for the work of both processor
 CALLS = 5  # of a place at least: one that is not counted, three that are, and what runs between them
 ROUNDS = 3  # of alone and together in turns: the machine's own noise falls on both
 ROUND_SECONDS = 0.25
-SHARES = {"linear": 22, "head": 6, "device attention": 22, "host attention": 16, "device prompts": 12,
+SHARES = {"host pages": 6, "linear": 22, "head": 6, "device attention": 30, "host attention": 16, "device prompts": 12,
           "host prompts": 8, "copies": 4, "handover": 2, "contention": 8}  # of the time, in this order
 
 
@@ -71,8 +75,11 @@ class _Profiler:
         self._shares = dict(SHARES)
         self._notes: list[str] = []
         self.device = self._on_device(lambda: DeviceMeter(accelerator, config, seed))
-        self.tokens = self._host_tokens()
-        self.pages = HostMeter(host, config, host.layout, self.tokens, seed)
+        wanted = self._host_tokens()
+        self.pages = HostMeter(host, config, host.layout, wanted, self._share("host pages") - time.perf_counter(), seed)
+        if self.pages.tokens < MOST_TOKENS:
+            why = "memory is short" if self.pages.tokens == wanted else "filling it would take too long"
+            self._note("host attention", f"more than {self.pages.tokens:,} tokens", why)
 
     def run(self) -> Measurement:
         try:
@@ -105,54 +112,54 @@ class _Profiler:
             kv_bytes_host=self.layout.page_bytes // 64, q_bytes=4 * (c.q_width + 2 * c.kv_width), o_bytes=4 * c.q_width,
             contention_device=contention[0], contention_host=contention[1], bring=bring)
 
-    def _device_attention(self) -> tuple[tuple[int, int, float], ...]:
-        """Per number of rows sequences as long as fit, used at several lengths."""
-        found: list[tuple[int, int, float]] = []
+    def _device_attention(self) -> GridPoints:
+        """Sequences are filled once and used at several lengths and in several numbers."""
+        found: dict[tuple[int, int], float] = {}
         until = self._share("device attention")
-        for at, count in enumerate(SEQUENCES):
-            lengths = [tokens for tokens in TOKENS if count * tokens <= MOST_TOKENS]
-            sequences: list[Any] = []
-            while lengths and not sequences:
-                if not self._fits_memory(count * lengths[-1]):
-                    lengths.pop()
-                    continue
-                sequences = self._on_device(lambda n=count, t=lengths[-1]: self.device.open(t, n))
-                if not sequences:
-                    lengths.pop()
-            if not sequences:
-                self._note("device attention", f"{count} rows and more", "the device's KV has no room")
-                break
-            if count * lengths[-1] < min(MOST_TOKENS, count * TOKENS[-1]) // 4:
-                self._note("device attention", f"{count} rows beyond {lengths[-1]:,} tokens", "there is no room for it")
-            end = time.perf_counter() + (until - time.perf_counter()) / (len(SEQUENCES) - at)
-            try:
-                found += self._grid("device attention", [(count, tokens) for tokens in lengths],
-                                    lambda n, t, s, held=sequences: self._on_device(
-                                        lambda: self.device.attention(held, t, s)), end)
-            finally:
-                self._on_device(lambda held=sequences: self.device.close(held))
-        return tuple(found)
+        for at, (count, wanted, numbers) in enumerate(HELD):
+            now = time.perf_counter()
+            end = now + max(until - now, 0.0) / (len(HELD) - at)
+            with self._held("device attention", count, wanted, (end - now) * FILL_SHARE) as (sequences, most):
+                places = [(n, tokens) for n in numbers for tokens in TOKENS
+                          if tokens <= most and (n, tokens) not in found]
+                grid = self._grid("device attention", places, lambda n, t, s, held=sequences: self._on_device(
+                    lambda: self.device.attention(held[:n], t, s)), end)
+            found |= {(n, tokens): seconds for n, tokens, seconds in grid}
+        if not found:
+            raise OutOfMemoryError(f"the device's KV budget does not hold a sequence of {TOKENS[0]} tokens. Give it "
+                                   f"more, or use the processor alone.")
+        return tuple((n, tokens, seconds) for (n, tokens), seconds in found.items())
 
-    def _device_prompt(self, most: int) -> tuple[tuple[int, int, float], ...]:
-        rows = [n for n in PROMPT_ROWS if n <= most] or [most]
-        sequence: list[Any] = []
-        before = list(PROMPT_BEFORE)
-        while before and not sequence:
-            wanted = rows[-1] + before[-1]
-            if self._fits_memory(wanted):
-                sequence = self._on_device(lambda n=wanted: self.device.open(n, 1))
-            if not sequence:
-                before.pop()
-        if not sequence:  # a device with a KV of a few tokens: its prompts go to the host
-            rows, before = rows[:1], [0]
-            sequence = self._on_device(lambda: self.device.open(rows[0], 1))
-        if len(before) < len(PROMPT_BEFORE):
-            self._note("device prompts", f"more than {before[-1]:,} tokens before", "there is no room for it")
+    def _device_prompt(self, most: int) -> GridPoints:
+        rows, until = [n for n in PROMPT_ROWS if n <= most] or [most], self._share("device prompts")
+        seconds = max(until - time.perf_counter(), 0.0) * FILL_SHARE
+        with self._held("device prompts", 1, rows[-1] + PROMPT_BEFORE[-1], seconds) as (sequences, filled):
+            places = [(n, before) for n in rows for before in PROMPT_BEFORE if n + before <= filled]
+            if not places:
+                raise OutOfMemoryError(f"the device's KV budget does not hold a prompt of {rows[0]} tokens. Give it "
+                                       f"more, or use the processor alone.")
+            return self._grid("device prompts", places, lambda n, b, s: self._on_device(
+                lambda: self.device.prompt(sequences[0], n, b, s)), until)
+
+    @contextmanager
+    def _held(self, name: str, count: int, wanted: int, seconds: float) -> Iterator[tuple[list[Any], int]]:
+        """Sequences on the device with KV of `wanted` tokens each, or as many as fit and as `seconds` suffice to fill;
+        none, and 0, where 64 do not fit."""
+        sequences: list[Any] = []
+        tokens, filled = wanted, 0
+        while tokens >= TOKENS[0] and not sequences:
+            if self._fits_memory(count * tokens):
+                sequences, filled = self._on_device(lambda n=tokens: self.device.open(n, count, seconds))
+            if not sequences:
+                tokens //= 2
+        if filled < wanted:
+            most = f"more than {filled:,} tokens" if sequences else f"{wanted:,} tokens"
+            why = "writing the device's KV takes too long" if filled < tokens else "there is no room for it"
+            self._note(name, f"{count} x {most}", why)
         try:
-            return self._grid("device prompts", [(n, b) for n in rows for b in before],
-                              lambda n, b, s: self._on_device(lambda: self.device.prompt(sequence[0], n, b, s)))
+            yield sequences, filled
         finally:
-            self._on_device(lambda: self.device.close(sequence))
+            self._on_device(lambda: self.device.close(sequences))
 
     def _copies(self) -> tuple[Any, Any, Any]:
         sizes = [n for n in BYTES if n <= memory()[1] // 8]
@@ -162,19 +169,19 @@ class _Profiler:
                             time.perf_counter() + third)
         download = self._line("download", sizes, lambda n, s: self._on_device(lambda: self.device.download(n, s)),
                               time.perf_counter() + third)
-        tokens = [n for n in BRING_TOKENS if n <= self.pages.tokens]
+        tokens = [n for n in BRING_TOKENS if n <= len(self.pages.whole) * 64]
         return upload, download, self._line("bring", tokens, self._bring, end)
 
     def _bring(self, tokens: int, seconds: float) -> float:
         """Of all layers, told per layer."""
         kv = self.accelerator.kv
-        sequences = self._on_device(lambda: self.device.open(tokens, 1))
+        sequences, _ = self._on_device(lambda: self.device.open(tokens, 1, 0.0))
         if not sequences:
             return self._on_device(lambda: self.device.upload(tokens * 8 * self.config.kv_width, seconds))
 
         def once() -> float:
             began = time.perf_counter()
-            kv.write(sequences[0], 0, read_pages(self.pages.pages, self.layout, 0, tokens))
+            kv.write(sequences[0], 0, read_pages(self.pages.whole, self.layout, 0, tokens))
             kv.read(sequences[0], tokens - 1, tokens)  # waits, where calls return before the work is done
             return time.perf_counter() - began
 
@@ -212,37 +219,29 @@ class _Profiler:
 
     def _contention(self) -> tuple[float, float]:
         """How much longer each takes while the other works, on decoding rows: weights, KV and all."""
-        until = self._share("contention")
-        count, tokens = TOGETHER
-        held: list[Any] = []
-        while not held and tokens >= TOKENS[0]:
-            if count * tokens <= self.pages.tokens and self._fits_memory(count * tokens):
-                held = self._on_device(lambda n=tokens: self.device.open(n, count))
-            tokens = tokens if held else tokens // 2
-        if not held:
-            self._note("contention", "at all", "the device's KV has no room")
-            return 1.0, 1.0
-        rows = self.pages.decode(count, tokens)
-        qkv = self.pages.qkv(rows)
+        until, (count, wanted) = self._share("contention"), TOGETHER
         slower: list[tuple[float, float]] = []
-        try:
+        seconds = max(until - time.perf_counter(), 0.0) * FILL_SHARE
+        with self._held("contention", count, min(wanted, self.pages.tokens // count), seconds) as (held, tokens):
+            if not held:
+                return 1.0, 1.0
+            rows = self.pages.decode(count, tokens)
+            qkv = self.pages.qkv(rows)
             while len(slower) < ROUNDS or (len(slower) < 3 * ROUNDS and time.perf_counter() < until):
                 each = min(max(0.02, (until - time.perf_counter()) / ROUNDS / 3), ROUND_SECONDS)
-                device = self._on_device(lambda s=each: self.device.layer(held, tokens, s))
+                device = self._on_device(lambda s=each: self.device.layers(held, tokens, s))
                 host = self._feed(rows, qkv, time.perf_counter() + each)
-                both: Future[float] = self.accelerator.submit(lambda s=each: self.device.layer(held, tokens, s))
+                both = self.accelerator.submit(lambda s=each: self.device.layers(held, tokens, s))
                 beside = self._feed(rows, qkv, None, both)
-                slower.append((both.result() / device, beside / host))
-        finally:
-            self._on_device(lambda: self.device.close(held))
+                slower.append((_low(both.result()) / _low(device), _low(beside) / _low(host)))
         return max(1.0, median(s[0] for s in slower)), max(1.0, median(s[1] for s in slower))
 
-    def _feed(self, rows: Any, qkv: np.ndarray, until: float | None, beside: Future[float] | None = None) -> float:
-        """The host's median, kept busy until a time or while `beside` runs."""
+    def _feed(self, rows: HostRows, qkv: np.ndarray, until: float | None, beside: Future | None = None) -> list[float]:
+        """The host's times, kept busy until a time or while `beside` runs."""
         found: list[float] = []
         while len(found) < 3 or (time.perf_counter() < until if until else beside is not None and not beside.done()):
             found.append(self.pages.run(rows, qkv).seconds)
-        return median(found)
+        return found
 
     def _line(self, name: str, places: Sequence[int], once: Callable[[int, float], float],
               until: float | None = None) -> tuple[tuple[int, float], ...]:
@@ -287,8 +286,6 @@ class _Profiler:
         tokens = MOST_TOKENS
         while tokens > 1024 and tokens // 64 * self.layout.page_bytes > memory()[1] // MEMORY_SHARE:
             tokens //= 2
-        if tokens < MOST_TOKENS:
-            self._note("host attention", f"more than {tokens:,} tokens", "memory is short")
         return tokens
 
     def _fits_memory(self, tokens: int) -> bool:
@@ -302,6 +299,11 @@ class _Profiler:
 
     def _on_device(self, call: Callable[[], T]) -> T:
         return self.accelerator.submit(call).result()
+
+
+def _low(seconds: Sequence[float]) -> float:
+    """The lower quartile: other programs on this machine are seen in the upper ones."""
+    return float(np.quantile(seconds, 0.25))
 
 
 def _place(name: str, x: int, y: int) -> str:
