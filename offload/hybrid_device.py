@@ -217,7 +217,7 @@ class HybridDevice:
         self.apex.measured(choice, seconds, tokens)
         self._modes[choice.mode.value] += 1
         self._laps.append(LapRecord(choice.mode, len(by_key), len(choice.device), len(choice.host) + len(choice.split),
-                                    tokens, choice.predicted, seconds, choice.bound_by))
+                                    tokens, choice.predicted, seconds, choice.bound_by, choice.considered))
         return True
 
     def _flows(self, choice: Choice, by_key: dict[int, SequenceSlice]) -> list[Flow]:

@@ -1,14 +1,15 @@
 """What a hybrid device does, for those who watch it."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_runtime.offload.choices import Mode
 
 
 @dataclass(frozen=True)
 class LapRecord:
-    """One lap as it went. tokens: decoding rows that it finished. seconds of the lap; predicted: by the cost model."""
+    """One lap as it went. tokens: decoding rows that it finished. seconds of the lap; predicted: by the cost model.
+    considered: mode -> tokens per second that the scheduler expected of it, for each that it could have taken."""
 
     mode: Mode
     rows: int
@@ -18,6 +19,7 @@ class LapRecord:
     predicted: float
     seconds: float
     bound_by: str
+    considered: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

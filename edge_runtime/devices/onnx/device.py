@@ -62,6 +62,7 @@ class OnnxDevice:
     """
 
     uniform = True  # the pages hold token ids, the same however they came about
+    kv_home = "device"
 
     def __init__(self, accelerator: OnnxAccelerator, form: str = "whole"):
         self.accelerator, self.form = accelerator, form
