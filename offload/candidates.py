@@ -201,8 +201,7 @@ class Candidates:
         return sorted(rows, key=lambda row: self._age[row.key])
 
     def _upload(self, tokens: float) -> float:
-        cost = self.times.cost
-        return cost.upload(tokens * cost.curves.kv_bytes_device) / self._expected
+        return self.times.layers * self.times.cost.bring(tokens) / self._expected
 
     def _cut(self, row: Row) -> int:
         """Most that the device may attend over of a split row."""

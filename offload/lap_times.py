@@ -136,8 +136,7 @@ class LapTimes:
         cost, rows = self.cost, device.rows + streamed.rows
         linear = cost.linear(rows + self.prompt_rows)
         attention = self.on_device(Load(rows, device.tokens + streamed.tokens))
-        copies = cost.upload(streamed.tokens * cost.curves.kv_bytes_device / self.layers)
-        device_ends, copied = cost.together(linear + attention, copies)
+        device_ends, copied = cost.together(linear + attention, cost.bring(streamed.tokens))
         head = cost.head(rows + self._ends)
         bound = _largest({"weights": linear, "device attention": attention}) if device_ends >= copied else "transfer"
         return Lap(self.layers * max(device_ends, copied) + head, rows, bound,
