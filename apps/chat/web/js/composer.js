@@ -63,9 +63,11 @@ async function send() {
       });
       // Sent and stored: only now may the box forget it.
       mine.sent();
-      if (box.value === text) box.value = "";
-      files = [];
-      showFiles();
+      if (draft === mine) {
+        box.value = "";
+        files = [];
+        showFiles();
+      }
       return found;
     });
     if (began) {

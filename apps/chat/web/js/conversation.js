@@ -11,6 +11,7 @@ import { openEditor } from "./edit.js";
 const views = new Map();
 const early = new Map(); // replies that ended before their conversation was the open one
 let beginning = 0; // requests for a reply that are on their way
+let opening = 0; // counts what was to be opened: the last one is
 let sticking = true;
 const scroller = byId("scroller");
 
@@ -47,8 +48,9 @@ export const actions = {
   },
 };
 
-/** Start a reply; the page then follows it. Returns whether it began. */
+/** Start a reply; the page then follows it, unless it has gone elsewhere meanwhile. Returns whether it began. */
 export async function begin(work) {
+  const where = state.current?.id;
   beginning += 1;
   const found = await attempt(work);
   beginning -= 1;
@@ -61,7 +63,7 @@ export async function begin(work) {
       show();
     }
     reload();
-  } else await openConversation(found.conversation, undefined, found.opened);
+  } else if (state.current?.id === where) await openConversation(found.conversation, undefined, found.opened);
   emit("running");
   const over = early.get(found.reply);
   if (over) ended(over);
@@ -70,6 +72,8 @@ export async function begin(work) {
 
 /** message: to be looked at; given: the conversation, where it came with something else. */
 export async function openConversation(id, message, given) {
+  opening += 1;
+  const mine = opening;
   emit("leaving");
   if (id === null) {
     state.current = null;
@@ -79,6 +83,7 @@ export async function openConversation(id, message, given) {
     return;
   }
   const found = given || await attempt(() => get(`conversations/${id}`));
+  if (mine !== opening) return;
   if (!found) {
     if (state.current?.id === id) await openConversation(null);
     return;
@@ -127,6 +132,7 @@ async function fetchCurrent() {
   if (id === undefined) return;
   try {
     const found = await get(`conversations/${id}`);
+    if (stale) return; // it is older than what was told meanwhile, and asked for again
     if (state.current?.id === id) {
       state.current = { ...found, draft: state.current.draft };
       show();
@@ -173,7 +179,7 @@ on("delta", (delta) => {
   const view = views.get(delta.message);
   if (!view || view.message.status !== "streaming" || state.current?.id !== delta.conversation) return;
   const more = added(view.message.content, delta);
-  if (more === null) reload();
+  if (more === null && !loading) reload();
   if (!more) return;
   const first = !view.message.content;
   view.append(more);
