@@ -20,7 +20,8 @@ from edge_runtime.offload.host_attention import HostAttention
 from edge_runtime.offload.hybrid_device import HybridDevice
 from edge_runtime.offload.plan import Plan
 from edge_runtime.offload.planner import OffloadOptions
-from edge_runtime.offload.profiler import measure
+from edge_runtime.offload.profile_store import Setting
+from edge_runtime.profiling import profile_of
 from edge_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def load_hybrid(path: Path, file: GGUFFile, config: ModelConfig, tokenizer: Toke
     opened = accelerator(provider.name, there.kv_pool_bytes, options.device_cores)
     try:
         if curves is None:
-            curves = profile(opened, config, plan, host_threads, options, progress)
+            curves = curves_of(path, opened, config, plan, (device_threads, host_threads), options, progress)
         device = HybridDevice(
             opened, config, scheduler(opened, curves, plan, options), kv=plan.kv, host_threads=host_threads,
             host_cores=options.host_cores, max_rows=MAX_ROWS,
@@ -82,15 +83,28 @@ def scheduler(accelerator: OnnxAccelerator, curves: Curves, plan: Plan, options:
                 split=accelerator.capabilities.partial_attention)
 
 
-def profile(accelerator: OnnxAccelerator, config: ModelConfig, plan: Plan, host_threads: int, options: OffloadOptions,
-            progress: Progress | None) -> Curves:
-    """What device and host take for a layer of this model."""
-    tell = progress or (lambda text: None)
-    LOG.info("measuring %s on %s, for %.0f s", config.name, plan.device, PROFILE_SECONDS)
+def curves_of(path: Path, accelerator: OnnxAccelerator, config: ModelConfig, plan: Plan, threads: tuple[int, int],
+              options: OffloadOptions, progress: Progress | None = None) -> Curves:
+    """What device and host take for a layer of this model: as stored, or measured and stored now, which `progress` and
+    the log tell."""
+    from edge_runtime.loading import fingerprint
+
+    tell, told = progress or (lambda text: None), False
+
+    def measuring(text: str) -> None:
+        nonlocal told
+        if not told:
+            LOG.info("measuring %s on %s for about %.0f s: what is found is stored, and used from now on", config.name,
+                     plan.device, PROFILE_SECONDS)
+        told = True
+        tell(PROFILING + text)
+
+    setting = Setting(model=fingerprint(path), device=plan.device, precision="float32", kv=plan.kv,
+                      device_threads=threads[0], host_threads=threads[1], device_cores=options.device_cores,
+                      host_cores=options.host_cores)
     host = HostAttention(config, KVLayout(config.layers, config.kv_heads, config.head_size, plan.kv),
-                         threads=host_threads, cores=options.host_cores, progress=tell)
+                         threads=threads[1], cores=options.host_cores, progress=tell)
     try:
-        return measure(accelerator, host, config, seconds=PROFILE_SECONDS,
-                       progress=lambda text: tell(PROFILING + text)).curves
+        return profile_of(accelerator, host, config, setting, seconds=PROFILE_SECONDS, progress=measuring).curves
     finally:
         host.close()

@@ -4,11 +4,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.offload.hybrid_device import HybridDevice
-from edge_runtime.offload.hybrid_status import HybridStatus
-
 if TYPE_CHECKING:
     from edge_runtime.engine import Engine
+    from edge_runtime.offload.hybrid_status import HybridStatus
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,8 @@ class EngineStatus:
 
 def status_of(engine: Engine) -> EngineStatus:
     batcher, cache, device = engine.batcher, engine.cache, engine.device
-    placement = device.status() if isinstance(device, HybridDevice) else None
+    told = getattr(device, "status", None)  # of a hybrid device
+    placement: HybridStatus | None = told() if told is not None else None
     used, budget = _device_kv(device, placement)
     mode = getattr(device, "mode", "whole-model")
     if placement is not None:
