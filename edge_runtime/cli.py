@@ -15,6 +15,7 @@ from edge_runtime import (
     cli_doctor,
     cli_eval,
     cli_model,
+    cli_profile,
     cli_pull,
     cli_run,
     cli_serve,
@@ -49,6 +50,7 @@ app.command("summarize", cls=cli_summarize.SummarizeCommand, help=cli_summarize.
 app.command("serve", help=cli_serve.HELP)(cli_serve.serve)
 app.command("bench", help=cli_bench.HELP)(cli_bench.bench)
 app.command("plan", help=cli_model.PLAN_HELP)(cli_model.plan)
+app.command("profile", help=cli_profile.HELP)(cli_profile.profile)
 app.command("doctor", help=cli_doctor.HELP)(cli_doctor.doctor)
 app.command("quantize", help=cli_model.QUANTIZE_HELP)(cli_model.quantize)
 app.command("pull", help=cli_pull.HELP)(cli_pull.pull)

@@ -15,7 +15,8 @@ from edge_runtime.errors import OutOfMemoryError
 from edge_runtime.models.config import ModelConfig
 
 FILL_TOKENS = 256  # of KV in one write
-FILLED_LAYERS = 3  # whose attention is measured: writing the KV of all of them would take most of the time
+FILLED_BYTES = 256 << 20  # of KV: as many layers as this holds are filled, and measured; writing all takes too long
+FILLED_LAYERS = 3  # at least
 PASSES = 3  # over the layers at most, where they take little time
 CALL_SECONDS = 0.6  # of one measurement at most, unless three calls take longer: medians gain little beyond
 
@@ -30,7 +31,7 @@ class DeviceMeter:
         self._rng = np.random.default_rng(seed)
         # Segment 0 is a smaller one: nothing precedes its queries. The rest of its layer is in the head.
         self.body = range(1, accelerator.layers) if accelerator.layers > 1 else range(1)
-        self.filled = self.body[:FILLED_LAYERS]
+        self.filled = self.body
         self._asynchronous = accelerator.capabilities.asynchronous
         ready = accelerator.upload(self._noise(1, config.width))
         self._wait(ready)
@@ -59,19 +60,20 @@ class DeviceMeter:
         return max(median(found), 0.0)
 
     def open(self, tokens: int, count: int, seconds: float) -> tuple[list[Any], int]:
-        """`count` sequences with KV of `tokens` tokens each, or of as many, at least 64, as `seconds` suffice to write;
-        none where the device's budget does not hold them."""
+        """The sequences that are measured next: `count` with KV of `tokens` tokens each, or of as many, at least 64, as
+        `seconds` suffice to write; none where the device's budget does not hold them."""
         kv, opened = self.accelerator.kv, []
         try:
             if not kv.can_open(tokens, count):
                 return [], 0
             for _ in range(count):
                 opened.append(kv.open(tokens))
+            self.filled = self.body[:max(FILLED_LAYERS, FILLED_BYTES // (count * tokens * self.config.kv_width * 8))]
             until, filled = time.perf_counter() + seconds, 0
             while filled < tokens and (filled < 64 or time.perf_counter() < until):
                 piece = min(self._kv.shape[3], tokens - filled)
                 for sequence in opened:
-                    kv.write(sequence, filled, self._kv[:, :, :, :piece], self.filled)
+                    kv.write(sequence, filled, self._kv[:len(self.filled), :, :, :piece], self.filled)
                 filled += piece
             return opened, filled
         except (OutOfMemoryError, ValueError):  # ValueError: longer than the device's longest sequence
@@ -82,7 +84,7 @@ class DeviceMeter:
     def _kv(self) -> np.ndarray:
         """Tokens that sequences are filled with, again and again."""
         c = self.config
-        return self._rng.standard_normal((len(self.filled), 2, c.kv_heads, FILL_TOKENS, c.head_size), np.float32)
+        return self._rng.standard_normal((len(self.body), 2, c.kv_heads, FILL_TOKENS, c.head_size), np.float32)
 
     def close(self, sequences: Sequence[Any]) -> None:
         for sequence in sequences:

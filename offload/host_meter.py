@@ -15,8 +15,9 @@ from edge_runtime.offload.host_attention import Attended, HostAttention
 from edge_runtime.offload.host_rows import HostRows, HostSlice
 from edge_runtime.offload.pages import PagePool, pages_for
 
+LEAST_PAGES = 32  # filled in all layers: 2,048 tokens
 DIFFERENT_PAGES = 8  # filled by the kernel; the others are copies of these
-WHOLE_TOKENS = 4096  # in pages that are filled in all layers: what is cached when a layer's turn comes again matters
+WHOLE_BYTES = 128 << 20  # of pages filled in all layers: what caches still hold when a layer's turn comes matters
 FILLED_LAYERS = 3  # of the other pages: writing all of their layers would take most of the time
 PASSES = 3  # over the layers at most, where they take little time
 CALL_SECONDS = 0.6  # of one measurement at most, unless three calls take longer: medians gain little beyond
@@ -37,7 +38,7 @@ class HostMeter:
         every, some = range(layout.layers), range(min(FILLED_LAYERS, layout.layers))
         rows = HostRows(config, [HostSlice(self._addresses(), 0, DIFFERENT_PAGES * PAGE_TOKENS, prompt=True)])
         host.store(every, [self._qkv(rows.count) for _ in every], rows).result()
-        self._fill(pages_for(min(tokens, WHOLE_TOKENS)), layout.page_bytes)
+        self._fill(min(pages_for(tokens), max(WHOLE_BYTES // layout.page_bytes, LEAST_PAGES)), layout.page_bytes)
         self.whole = self._rng.permutation(self._addresses())
         part = len(some) * layout.kv_heads * layout.record_bytes  # at a page's beginning
         self._fill(pages_for(tokens), part, time.perf_counter() + seconds)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,11 +96,12 @@ class _Profiler:
         head = self._line("head", [n for n in HEAD_ROWS if n <= most],
                           lambda n, s: self._on_device(lambda: device.head(n, s)))
         device_attention = self._device_attention()
-        host_attention = self._grid("host attention", self._cells(SEQUENCES, TOKENS, self.pages.tokens),
-                                    self.pages.attention)
+        cells = [(n, tokens) for n in SEQUENCES for tokens in TOKENS
+                 if tokens <= c.context_length and n * tokens <= self.pages.tokens]
+        host_attention = self._grid("host attention", cells, self.pages.attention)
         device_prompt = self._device_prompt(most)
         prompts = [(n, before) for n in PROMPT_ROWS for before in PROMPT_BEFORE
-                   if n <= most and n + before <= self.pages.tokens]
+                   if n <= most and n + before <= min(self.pages.tokens, c.context_length)]
         host_prompt = self._grid("host prompts", prompts, self.pages.prompt)
         upload, download, bring = self._copies()
         token_bytes = c.layers * 2 * c.kv_width * 4
@@ -119,6 +120,7 @@ class _Profiler:
         for at, (count, wanted, numbers) in enumerate(HELD):
             now = time.perf_counter()
             end = now + max(until - now, 0.0) / (len(HELD) - at)
+            wanted = min(wanted, self.config.context_length)
             with self._held("device attention", count, wanted, (end - now) * FILL_SHARE) as (sequences, most):
                 places = [(n, tokens) for n in numbers for tokens in TOKENS
                           if tokens <= most and (n, tokens) not in found]
@@ -133,7 +135,8 @@ class _Profiler:
     def _device_prompt(self, most: int) -> GridPoints:
         rows, until = [n for n in PROMPT_ROWS if n <= most] or [most], self._share("device prompts")
         seconds = max(until - time.perf_counter(), 0.0) * FILL_SHARE
-        with self._held("device prompts", 1, rows[-1] + PROMPT_BEFORE[-1], seconds) as (sequences, filled):
+        wanted = min(rows[-1] + PROMPT_BEFORE[-1], self.config.context_length)
+        with self._held("device prompts", 1, wanted, seconds) as (sequences, filled):
             places = [(n, before) for n in rows for before in PROMPT_BEFORE if n + before <= filled]
             if not places:
                 raise OutOfMemoryError(f"the device's KV budget does not hold a prompt of {rows[0]} tokens. Give it "
@@ -222,7 +225,8 @@ class _Profiler:
         until, (count, wanted) = self._share("contention"), TOGETHER
         slower: list[tuple[float, float]] = []
         seconds = max(until - time.perf_counter(), 0.0) * FILL_SHARE
-        with self._held("contention", count, min(wanted, self.pages.tokens // count), seconds) as (held, tokens):
+        with self._held("contention", count, min(wanted, self.pages.tokens // count, self.config.context_length),
+                        seconds) as (held, tokens):
             if not held:
                 return 1.0, 1.0
             rows = self.pages.decode(count, tokens)
@@ -292,10 +296,6 @@ class _Profiler:
         """Of the host, where the device's KV lies in it; a device's own memory has its budget."""
         return (not self.accelerator.capabilities.host_memory
                 or self.accelerator.kv.bytes_for(1) // 128 * tokens <= memory()[1] // MEMORY_SHARE)
-
-    @staticmethod
-    def _cells(rows: Iterable[int], tokens: Iterable[int], most: int) -> list[tuple[int, int]]:
-        return [(b, t) for b in rows for t in tokens if b * t <= min(most, MOST_TOKENS)]
 
     def _on_device(self, call: Callable[[], T]) -> T:
         return self.accelerator.submit(call).result()
