@@ -15,11 +15,14 @@ from edge_runtime.errors import PlacementError
 from edge_runtime.models.config import config_from_gguf
 from edge_runtime.models.gguf_file import GGUFFile
 from edge_runtime.models.graph.decoder import DecoderGraphs
+from edge_runtime.offload.choices import Mode
 from tests.devices.conformance import AcceleratorConformance, DeviceConformance
 from tests.devices.software_vulkan import use_software_vulkan
 from tests.devices.test_onnx_operators import OperatorTests
 from tests.edge_runtime.test_onnx_model import check_greedy
 from tests.gguf_factory import write_model
+from tests.offload.generations import Opened
+from tests.offload.scripted import DEVICE, HOST
 
 pytestmark = pytest.mark.accelerators
 KV = 8 << 20
@@ -98,3 +101,16 @@ def test_generation_through_the_whole_runtime(device, tmp_path):
         assert llm.plan is not None and llm.plan.device == f"onnx:{device}"
         for prompt, reply in zip(prompts, llm.generate(prompts, SamplingParams(max_tokens=10, temperature=0))):
             check_greedy(path, prompt, list(reply.token_ids))
+
+
+@pytest.mark.usefixtures("webgpu", "openvino")
+@pytest.mark.parametrize("provider, options", [("webgpu", {}), ("openvino", {"hardware": "CPU"})])
+def test_kv_on_either_side_and_on_its_way_changes_no_token(provider, options, tmp_path):
+    """Every mode; every third token the sequences change sides; and split between both."""
+    opened = Opened(write_model(tmp_path / "m.gguf"), "fp16", provider, lengths=(1, 130, 70), tokens=6, **options)
+    for mode in (Mode.SYNCHRONOUS, Mode.PIPELINED, Mode.OVERLAP, Mode.STREAMING):
+        ran = opened.check(mode, lambda key, tokens: (HOST, DEVICE)[(key + tokens // 3) % 2]).ran
+        assert ran[HOST] and ran[DEVICE]
+    assert opened.check(Mode.DEVICE_ONLY, lambda key, tokens: DEVICE).ran[HOST] == 0
+    assert opened.check(Mode.SYNCHRONOUS, lambda key, tokens: 64 if tokens > 64 else HOST).ran["split"]
+    opened.close()

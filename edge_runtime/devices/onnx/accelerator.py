@@ -61,7 +61,7 @@ class OnnxAccelerator:
         self.config, self.layers, self.width, self.vocab_size = config, config.layers, config.width, config.vocab_size
         self._file, self._provider = file, PROVIDERS[provider]
         self._settings = SessionSettings(self._provider, max(1, threads), tuple(cores), hardware)
-        self._graphs = DecoderGraphs(file, config, PRECISIONS[precision], half_kv)
+        self._graphs = DecoderGraphs(file, config, PRECISIONS[precision], half_kv, self._provider.half)
         self._weights_bytes = self._graphs.nbytes
         if memory_budget is not None and self._weights_bytes + kv_budget_bytes > memory_budget:
             raise OutOfMemoryError(

@@ -31,7 +31,8 @@ class Provider:
     """name: after "onnx:" in LLM(device=...). ep: ONNX Runtime's name. plugins: modules of plugin wheels, first found
     first. extra: of this package, which installs it. memory: where arrays live, as IOBinding calls it.
     operator_attention: GroupQueryAttention runs here; else attention is built from basic operators. options: of the
-    provider. fixed_shapes: compiled for one number of rows at a time. kinds: hardware kinds taken, best first."""
+    provider. fixed_shapes: compiled for one number of rows at a time. kinds: hardware kinds taken, best first. half:
+    all its hardware knows half precision."""
 
     name: str
     ep: str
@@ -45,6 +46,7 @@ class Provider:
     fixed_shapes: bool = False
     kinds: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
+    half: bool = True
 
     @property
     def mend(self) -> str:
@@ -55,7 +57,8 @@ PROVIDERS = {p.name: p for p in (
     Provider("cpu", "CPUExecutionProvider", "onnx", "onnxruntime", "ONNX Runtime's own CPU kernels",
              operator_attention=True),
     Provider("webgpu", "WebGpuExecutionProvider", "webgpu", "onnxruntime-ep-webgpu", "any vendor's GPU over Vulkan, "
-             "Direct3D 12 or Metal", ("onnxruntime_ep_webgpu",), "webgpu", True, True, kinds=("GPU", "CPU")),
+             "Direct3D 12 or Metal", ("onnxruntime_ep_webgpu",), "webgpu", True, True, kinds=("GPU", "CPU"),
+             half=False),
     Provider("cuda", "CUDAExecutionProvider", "cuda", "onnxruntime-gpu", "NVIDIA GPUs", memory="cuda",
              operator_attention=True, asynchronous=True, kinds=("GPU",)),
     Provider("openvino", "OpenVINOExecutionProvider", "openvino", "onnxruntime-ep-openvino", "Intel CPU, GPU and NPU",
