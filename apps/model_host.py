@@ -160,13 +160,13 @@ class ModelHost:
         Raises OutOfMemoryError (its `plan` is the plan) where it does not fit, and what opening the file raises."""
         from edge_runtime.llm import LLM
 
-        known = ("device", "context", "kv", "max_batch", "memory_budget")
+        known = ("device", "context", "kv", "max_batch", "memory_budget", "offload", "device_memory", "tbt_ms")
         options = {key: value for key, value in self._options.items() if key in known}
         if options.get("memory_budget") is None and self._llm is not None and self._llm.plan is not None:
             from edge_runtime.offload.plan import MIB, memory
 
             total, available = memory()
-            freed = self._llm.plan.weights_bytes + self._llm.plan.working_bytes
+            freed = self._llm.plan.base_bytes
             options["memory_budget"] = max(1, available + freed - max(total // 20, 256 * MIB))
         return LLM.plan_for(self.known(name).path, **options)
 

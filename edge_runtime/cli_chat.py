@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from edge_runtime.cli_common import KV, Context, Device, Model, Threads, context_tokens, guarded, say
+from edge_runtime.cli_common import (
+    KV,
+    Context,
+    Device,
+    DeviceMemory,
+    Model,
+    Offload,
+    TbtMs,
+    Threads,
+    context_tokens,
+    guarded,
+    offload_options,
+    say,
+)
 
 HELP = """Chat with a model, in a window of its own or in the browser.
 
@@ -37,9 +50,13 @@ def chat(
     context: Context = "auto",
     kv: KV = "auto",
     threads: Threads = None,
+    offload: Offload = "auto",
+    device_memory_gb: DeviceMemory = None,
+    tbt_ms: TbtMs = None,
 ) -> None:
     from edge_runtime.apps.chat import launcher
 
     launcher.run(launcher.Options(
         data=data, port=port, window=window, open_page=open_page, model=model,
-        host_options={"device": device, "context": context_tokens(context), "kv": kv, "threads": threads}), say)
+        host_options={"device": device, "context": context_tokens(context), "kv": kv, "threads": threads,
+                      **offload_options(offload, device_memory_gb, tbt_ms)}), say)

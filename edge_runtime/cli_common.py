@@ -17,6 +17,7 @@ from edge_runtime.errors import CancelledError, EdgeRuntimeError, InvalidRequest
 if TYPE_CHECKING:
     from edge_runtime.llm import LLM
 
+PROFILING = "profile: "  # as `hybrid_model` tells its progress
 FAILED, USAGE, CANCELLED, BROKEN_PIPE = 1, 2, 130, 141  # the last two: 128 + the signal, as shells count
 
 Model = Annotated[Path | None, typer.Option(
@@ -25,6 +26,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu, llama.cpp (extra llamacpp)
                                      "qnn, coreml, directml, vitisai (extras of these names).")]
 Context = Annotated[str, typer.Option(help="Tokens of prompt and reply together: a number, or auto.")]
 KV = Annotated[str, typer.Option(help="How the KV cache is kept: auto, int8 or fp16.")]
+Offload = Annotated[str, typer.Option(help="Who holds an accelerator's KV: on (this machine's memory; the processor "
+                                      "attends over what the device has no room for), off (the device), or auto.")]
+DeviceMemory = Annotated[float | None, typer.Option("--device-memory-gb", help="Of the device's memory, GB to use.",
+                                                    show_default="what it has free")]
+TbtMs = Annotated[float | None, typer.Option(
+    "--tbt-ms", help="Milliseconds between two tokens that work in bulk must leave to those who wait; offloads.",
+    show_default=False)]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", help="Threads; without: all physical cores.",
                                              show_default=False)]
 
@@ -65,6 +73,14 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def offload_options(offload: str, device_memory_gb: float | None, tbt_ms: float | None) -> dict[str, Any]:
+    """As `LLM` takes them."""
+    if device_memory_gb is not None and not 0 < device_memory_gb < 1e9:
+        raise InvalidRequestError("device_memory_gb", device_memory_gb, "above 0")
+    return {"offload": offload, "tbt_ms": tbt_ms,
+            "device_memory": None if device_memory_gb is None else max(1, int(device_memory_gb * 1e9))}
+
+
 def context_tokens(text: str) -> int | str:
     """The value of --context."""
     if text == "auto":
@@ -77,16 +93,29 @@ def context_tokens(text: str) -> int | str:
 
 @contextlib.contextmanager
 def compiling() -> Iterator[Callable[[str], None]]:
-    """A function to tell the kernels to that are compiled now; it shows them while they are."""
+    """A function to tell the kernels to that are compiled now, and what is measured; it shows them meanwhile."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    count, began = 0, 0.0
+    count, began, measured = 0, 0.0, 0.0
     with contextlib.ExitStack() as stack:
         status: Any = None
 
+        def show_measuring(what: str) -> None:
+            nonlocal measured, status
+            if not measured:
+                measured = time.perf_counter()
+                say("measuring what this machine takes for the model (first use only) ...")
+                if console.is_terminal and status is None:
+                    status = stack.enter_context(console.status("measuring"))
+            if status is not None:
+                status.update(f"measuring, {time.perf_counter() - measured:.0f} s: {what}")
+
         def show(name: str) -> None:
             nonlocal count, began, status
+            if name.startswith(PROFILING):
+                show_measuring(name.removeprefix(PROFILING))
+                return
             if not count:
                 began = time.perf_counter()
                 if console.is_terminal:
@@ -99,6 +128,8 @@ def compiling() -> Iterator[Callable[[str], None]]:
                               f"{time.perf_counter() - began:.0f} s, {name}")
 
         yield show
+    if measured:
+        say("measured; the next start finds the profile")
     if count:
         say(f"compiled {count} kernels in {time.perf_counter() - began:.0f} s; the next start finds them")
 

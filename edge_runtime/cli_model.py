@@ -4,14 +4,31 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_runtime.cli_common import FAILED, KV, Context, Device, Threads, context_tokens, guarded, say
+from edge_runtime.cli_common import (
+    FAILED,
+    KV,
+    Context,
+    Device,
+    DeviceMemory,
+    Offload,
+    TbtMs,
+    Threads,
+    context_tokens,
+    guarded,
+    offload_options,
+    say,
+)
 from edge_runtime.errors import InvalidRequestError, OutOfMemoryError
 
-PLAN_HELP = """What a model would need of this machine's memory, from the file's metadata: nothing is loaded.
+if TYPE_CHECKING:
+    from edge_runtime.offload.plan import Plan
+
+PLAN_HELP = """What a model would need of this machine's memory and its device's, from the file's metadata: nothing is
+loaded.
 
 The exit code is 1 where it does not fit; what would fit is said then.
 
@@ -21,6 +38,7 @@ Examples:
   edge-runtime plan llama-3.2-1b-instruct-q4_0.gguf
   edge-runtime plan model.gguf --context 32768 --kv fp16
   edge-runtime plan model.gguf --memory-gb 6 --json
+  edge-runtime plan model.gguf --device webgpu --device-memory-gb 8 --context 32768
 """
 
 QUANTIZE_HELP = """Write a smaller copy of a float GGUF file (F32, F16 or BF16), or of a Hugging Face folder of
@@ -46,22 +64,32 @@ def plan(
     kv: KV = "auto",
     memory_gb: Annotated[float | None, typer.Option(help="Memory to plan for, in GB.",
                                                     show_default="what is available now")] = None,
+    max_batch: Annotated[int, typer.Option(help="Sequences that are computed at once.")] = 32,
+    offload: Offload = "auto",
+    device_memory_gb: DeviceMemory = None,
+    tbt_ms: TbtMs = None,
     as_json: Annotated[bool, typer.Option("--json", help="The plan as one JSON object.")] = False,
 ) -> None:
     from edge_runtime.llm import LLM
+    from edge_runtime.offload.plan import Plan
 
     if memory_gb is not None and not 0 < memory_gb < 1e9:
         raise InvalidRequestError("memory_gb", memory_gb, "above 0")
     budget = None if memory_gb is None else int(memory_gb * 1e9)
     try:
-        found = LLM.plan_for(model, device=device, context=context_tokens(context), kv=kv, memory_budget=budget)
+        found = LLM.plan_for(model, device=device, context=context_tokens(context), kv=kv, memory_budget=budget,
+                             max_batch=max_batch, **offload_options(offload, device_memory_gb, tbt_ms))
     except OutOfMemoryError as error:
-        if as_json and dataclasses.is_dataclass(error.plan) and not isinstance(error.plan, type):
-            print(json.dumps({**dataclasses.asdict(error.plan), "fits": False}, indent=2))
+        if as_json and isinstance(error.plan, Plan):
+            print(_json(error.plan))
             say(f"error: {str(error).splitlines()[0]}")
             raise typer.Exit(FAILED) from None
         raise
-    print(json.dumps({**dataclasses.asdict(found), "fits": True}, indent=2) if as_json else found)
+    print(_json(found) if as_json else found)
+
+
+def _json(plan: Plan) -> str:
+    return json.dumps({**dataclasses.asdict(plan), "placement": plan.placement, "fits": plan.fits}, indent=2)
 
 
 @guarded

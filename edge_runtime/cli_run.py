@@ -10,10 +10,14 @@ from edge_runtime.cli_common import (
     KV,
     Context,
     Device,
+    DeviceMemory,
     Model,
+    Offload,
+    TbtMs,
     Threads,
     context_tokens,
     guarded,
+    offload_options,
     open_model,
     prompt_from,
     say,
@@ -28,6 +32,7 @@ from edge_runtime.cli_exits import (
     exit_layers_of,
     exits_text,
 )
+from edge_runtime.cli_explain import explained
 from edge_runtime.errors import ChatTemplateError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -45,6 +50,7 @@ Examples:
   edge-runtime run "Where does the Danube begin?"
   edge-runtime run -m llama-3.2-1b-instruct-q4_0.gguf --stats "Write a haiku about rain."
   edge-runtime run --early-exit verify --temperature 0 --stats "What does early exit save?"
+  edge-runtime run -m model.gguf --device webgpu --offload on --explain "What lives where?"
   cat report.md | edge-runtime run --system "Answer in one sentence." --temperature 0
   edge-runtime run -m base.gguf --raw --max-tokens 40 --stop "\\n" "The capital of France is"
 """
@@ -73,11 +79,16 @@ def run(
                                                    show_default=False)] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Tokens, times and tokens/s afterwards, on stderr.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Who attended, how long it was predicted to take and took, "
+                                                            "afterwards, on stderr.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="What lives where in memory, first, on stderr.")] = False,
     device: Device = "auto",
     context: Context = "auto",
     kv: KV = "auto",
     threads: Threads = None,
+    offload: Offload = "auto",
+    device_memory_gb: DeviceMemory = None,
+    tbt_ms: TbtMs = None,
     early_exit: ExitWay = None,
     exit_layers: ExitLayers = None,
     exit_threshold: ExitThresholds = None,
@@ -96,7 +107,8 @@ def run(
         raise InvalidRequestError("system", system, "used in a chat: leave out --raw")
     text = prompt_from(prompt)
     with open_model(model, device=device, context=context_tokens(context), kv=kv, threads=threads,
-                    exit_layers=exit_layers_of(exit_layers)) as llm:
+                    exit_layers=exit_layers_of(exit_layers),
+                    **offload_options(offload, device_memory_gb, tbt_ms)) as llm:
         if plan:
             say(f"{llm.plan}\n")
         with _start(llm, text, system, params, chat) as generation:
@@ -111,6 +123,8 @@ def run(
             exits = exits_text(generation.reply.stats)
             if exits:
                 say(exits)
+        if explain:
+            say(explained(llm))
 
 
 def _start(llm: LLM, text: str, system: str | None, params: Any, chat: bool | None) -> Any:

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_runtime.cli_common import KV, Device, Threads, context_tokens, guarded, say
+from edge_runtime.cli_common import (
+    KV,
+    PROFILING,
+    Device,
+    DeviceMemory,
+    Offload,
+    TbtMs,
+    Threads,
+    context_tokens,
+    guarded,
+    offload_options,
+    say,
+)
 from edge_runtime.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -51,6 +63,9 @@ def serve(
     context: Annotated[str, typer.Option(help="Tokens of prompt and reply together: a number, or auto.")] = "auto",
     kv: KV = "auto",
     threads: Threads = None,
+    offload: Offload = "auto",
+    device_memory_gb: DeviceMemory = None,
+    tbt_ms: TbtMs = None,
 ) -> None:
     from edge_runtime.apps.server.serving import check_installed
     from edge_runtime.apps.server.settings import ServerSettings
@@ -67,7 +82,7 @@ def serve(
     from edge_runtime.apps.server.serving import serve as run
 
     models = ModelHost(model or (), device=device, context=context_tokens(context), kv=kv, threads=threads,
-                       max_batch=max_batch)
+                       max_batch=max_batch, **offload_options(offload, device_memory_gb, tbt_ms))
     try:
         _load(models)
         run(models, settings, say=say, ready=lambda url: say(f"serving {models.current} at {url}/v1 (Ctrl-C ends it)"),
@@ -78,12 +93,16 @@ def serve(
 
 
 def _load(models: ModelHost) -> None:
-    compiled = 0
+    compiled, measured = 0, False
 
     def tell(progress: LoadProgress) -> None:
-        nonlocal compiled
+        nonlocal compiled, measured
         if progress.stage == "plan":
             say(str(progress.plan))
+        elif progress.detail.startswith(PROFILING):
+            if not measured:
+                say("measuring what this machine takes for the model (first use only) ...")
+            measured = True
         elif progress.stage == "compile":
             compiled += 1
             if compiled == 1:

@@ -17,10 +17,14 @@ from edge_runtime.cli_common import (
     KV,
     Context,
     Device,
+    DeviceMemory,
     Model,
+    Offload,
+    TbtMs,
     Threads,
     context_tokens,
     guarded,
+    offload_options,
     open_model,
     say,
 )
@@ -118,6 +122,9 @@ def summarize(
     context: Context = "auto",
     kv: KV = "auto",
     threads: Threads = None,
+    offload: Offload = "auto",
+    device_memory_gb: DeviceMemory = None,
+    tbt_ms: TbtMs = None,
     early_exit: ExitWay = None,
     exit_layers: ExitLayers = None,
     exit_threshold: ExitThresholds = None,
@@ -140,7 +147,7 @@ def summarize(
                "chunk_tokens": chunk_tokens, "requests": source.batch}
     loading = {"device": device, "context": context_tokens(context), "kv": kv, "threads": threads,
                "early_exit": early_exit_of(early_exit, exit_criterion, exit_layer, exit_threshold),
-               "exit_layers": exit_layers_of(exit_layers)}
+               "exit_layers": exit_layers_of(exit_layers), **offload_options(offload, device_memory_gb, tbt_ms)}
     if ray is not None:
         from edge_runtime.apps.summarizer.ray_pipeline import RaySummarizer
 

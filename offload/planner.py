@@ -210,10 +210,10 @@ class _Planner:
         config, needs = self.config, self.needs
         working = self.working + needs.lap
         pages = {kv: KVLayout(config.layers, config.kv_heads, config.head_size, kv).page_bytes for kv in KV_DTYPES}
-        left = self._device_left - needs.lap * self.shared
+        left = self._device_left
         smallest = pages[self.kv if self.kv in KV_DTYPES else "int8"]
         if self.shared and not self.limited:
-            left //= POOL_SHARE
+            left = (left - needs.lap) // POOL_SHARE
         elif self.shared:  # at least one context must find room beside the pool
             one = smallest * pages_for(MIN_CONTEXT if self.wanted == "auto" else int(self.wanted))
             left = min(left, self.budget - working - needs.weights - needs.working - one)

@@ -112,10 +112,11 @@ class Models:
         llm = self.host.llm
         if llm is None or llm.closed:
             return None
-        pool = llm.engine.cache.pool
-        used, budget = pool.used * pool.layout.page_bytes, pool.capacity * pool.layout.page_bytes
-        device = llm.plan.device if llm.plan else "cpu"
-        return {"device": 0, "host": used, "budget": budget, "mode": "host only", "on": device}
+        status = llm.status()
+        mode = {"whole-model": "host only" if status.kv_home == "host" else "device only"}.get(status.mode, status.mode)
+        return {"device": status.device_kv_bytes, "host": status.host_kv_bytes,
+                "budget": status.host_kv_budget + status.device_kv_budget, "mode": mode,
+                "on": llm.plan.device if llm.plan else "cpu"}
 
     def _progress(self, progress: LoadProgress) -> None:
         if progress.stage != "ready":

@@ -62,7 +62,8 @@ async def health(request: Request) -> Response:
         engine = host.llm.status()
         body["engine"] = {"running": engine.running, "waiting": engine.waiting, "mode": engine.mode}
         body["kv"] = {"home": engine.kv_home, "pages_used": engine.pages_used, "pages_cached": engine.pages_cached,
-                      "pages_total": engine.pages_total, "page_bytes": engine.page_bytes}
+                      "pages_total": engine.pages_total, "page_bytes": engine.page_bytes,
+                      "device_bytes": engine.device_kv_bytes, "device_budget": engine.device_kv_budget}
     return json_response(body, 200 if body["status"] == "ok" else 503)
 
 

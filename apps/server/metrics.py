@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edge_runtime.apps.model_host import ModelHost
+    from edge_runtime.offload.hybrid_status import HybridStatus
     from edge_runtime.outcome import Stats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -93,11 +94,38 @@ class Metrics:
             one("edge_kv_pages_cached", "gauge", "KV pages of the prefix cache.", status.pages_cached)
             one("edge_kv_pages_total", "gauge", "KV pages that the budget allows.", status.pages_total)
             one("edge_kv_page_bytes", "gauge", "Bytes of a KV page.", status.page_bytes)
+            add("edge_kv_bytes", "gauge", "KV in each memory; of a hybrid device, the device's are copies.",
+                f'edge_kv_bytes{{memory="host"}} {status.host_kv_bytes}',
+                f'edge_kv_bytes{{memory="device"}} {status.device_kv_bytes}')
+            add("edge_kv_budget_bytes", "gauge", "What KV may take of each memory.",
+                f'edge_kv_budget_bytes{{memory="host"}} {status.host_kv_budget}',
+                f'edge_kv_budget_bytes{{memory="device"}} {status.device_kv_budget}')
+            if status.placement is not None:
+                lines.extend(_placement(status.placement))
             one("edge_sequences_running", "gauge", "Sequences in the batch.", status.running)
             one("edge_queue_length", "gauge", "Sequences that wait for a place in the batch.", status.waiting)
             one("edge_steps_total", "counter", "Steps of the engine since the model was opened.", status.steps)
             one("edge_preemptions_total", "counter", "Sequences put off for want of pages.", status.preemptions)
         return "\n".join(lines) + "\n"
+
+
+def _placement(status: HybridStatus) -> Iterator[str]:
+    """Who attended, of a hybrid device."""
+    name = "edge_laps_total"
+    yield f"# HELP {name} Laps of the device through all layers, by mode."
+    yield f"# TYPE {name} counter"
+    for mode, count in status.modes.items():
+        yield f'{name}{{mode="{_escaped(mode)}"}} {count}'
+    for name, kind, what, value in (
+            ("edge_devices_lost_total", "counter", "Devices that were lost while sequences ran.", status.lost),
+            ("edge_device_memory_short_total", "counter", "Steps that found too little memory there.", status.short)):
+        yield f"# HELP {name} {what}"
+        yield f"# TYPE {name} {kind}"
+        yield f"{name} {value}"
+    if status.laps and status.error == status.error:  # NaN: nothing was predicted yet
+        yield "# HELP edge_prediction_error_ratio Median of |predicted / measured - 1| of the latest laps."
+        yield "# TYPE edge_prediction_error_ratio gauge"
+        yield f"edge_prediction_error_ratio {status.error}"
 
 
 def _escaped(text: str) -> str:

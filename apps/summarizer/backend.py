@@ -15,6 +15,7 @@ from edge_runtime.outcome import Stats
 
 if TYPE_CHECKING:
     from edge_runtime.llm import LLM
+    from edge_runtime.status import EngineStatus
 
 Tick = Callable[[int], None]
 # What every Stats had first; whatever else it tells (exits, modes) is shown as it is named.
@@ -81,7 +82,7 @@ class LocalBackend:
     def ask(self, ask: Ask, stop: threading.Event, tick: Tick) -> Answer:
         if stop.is_set():
             raise CancelledError("cancelled")
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self.llm.status()
         if ask.kind == "score":
             return self._score(ask.content, began)
         if ask.kind == "embed":
@@ -106,10 +107,18 @@ class LocalBackend:
         stats: Stats = reply.stats
         return Answer(reply.text, reply.finish_reason, stats.prompt_tokens, stats.completion_tokens,
                       stats.cached_tokens, time.perf_counter() - began, logprobs=self._logprobs(reply),
-                      extra={**_extra(stats), "mode": self.llm.status().mode})
+                      extra={**_extra(stats), "mode": self._modes(before)})
 
     def close(self) -> None:
         """The LLM is the caller's."""
+
+    def _modes(self, before: EngineStatus) -> Any:
+        """How the answer was computed: of a hybrid device, the laps of each mode that it took part in or waited for."""
+        now = self.llm.status()
+        if now.placement is None or before.placement is None:
+            return now.mode
+        return {mode: laps - before.placement.modes.get(mode, 0) for mode, laps in now.placement.modes.items()
+                if laps > before.placement.modes.get(mode, 0)}
 
     def _score(self, units: Sequence[Sequence[int]], began: float) -> Answer:
         first = self.llm.tokenize("", add_special=True)
