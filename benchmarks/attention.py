@@ -190,11 +190,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", default="", help="part of a row's name")
     options = parser.parse_args()
-    shapes = [(64, 4, 8), (64, 7, 2), (128, 4, 8)]
+    shapes = [(64, 4, 8), (64, 7, 2), (128, 4, 8), (128, 8, 8)]
     cases: list[tuple[str, Callable[[], dict]]] = []
     for dtype in ("int8", "fp16"):
         for shape in (Shape(*s, dtype) for s in shapes):
-            for tokens in (4096, 32768):
+            for tokens in (4096, 8192, 16384, 32768) if shape.head_size == 64 and shape.group == 4 else (4096, 32768):
                 cases.append((f"decode_{dtype}_d{shape.head_size}_g{shape.group}_{tokens // 1024}k", (
                     lambda s=shape, t=tokens: decode_row(s, t, options.threads, options.repeats))))
             for tokens, position in ((512, 0), (2048, 0), (512, 4096)):

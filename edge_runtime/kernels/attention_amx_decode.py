@@ -10,15 +10,9 @@ from llvmlite import ir
 
 from edge_runtime.kernels.attention_block import HIDDEN, LOW, Block
 from edge_runtime.kernels.attention_math import broadcast
-from edge_runtime.kernels.attention_pages import (
-    WEIGHT,
-    Prefetch,
-    Visible,
-    add_output,
-    page_maximum,
-    page_weights,
-    token_of,
-)
+from edge_runtime.kernels.attention_pages import add_output
+from edge_runtime.kernels.attention_prefetch import Prefetch
+from edge_runtime.kernels.attention_softmax import WEIGHT, Visible, page_maximum, page_weights, token_of
 from edge_runtime.kernels.isa import current, host_features
 from edge_runtime.kernels.kv_record import COLUMNS
 from edge_runtime.kernels.vector_ir import LANES, Emit, c64, f32, fill, i8, i16, i32, ints, wide
@@ -58,7 +52,7 @@ def _keep(e: Emit, tile: int, address, offset) -> None:
 def page_step(e: Emit, block: Block, page, following, state, temp, visible: Visible) -> None:
     """One page of the block's attention; see `attention_pages.page_step`."""
     lanes = block.layout.padded // LANES
-    prefetch = Prefetch(e, following, block.layout.bytes, 2 * block.rows + lanes)
+    prefetch = Prefetch(e, following, block.layout.bytes, block.rows, block.rows, lanes, 1 / 3)
     scales = _scores(e, block, page, state, temp, visible, prefetch)
     page_weights(e, block, scales, page_maximum(e, block, state, temp), state, temp, visible, prefetch)
     _values(e, block, page, state, temp, prefetch)
@@ -89,7 +83,7 @@ def _scores(e: Emit, block: Block, page, state, temp, visible: Visible, prefetch
             high, low = (e.to_float(e.load(temp, at + part, ints, 4)) for part in (0, 64 * block.rows))
             x = b.fmul(e.fma(low, fill(1 / LOW, f32, LANES), high), b.fmul(keys[c], scale))
             e.store(temp, 256 * r + 64 * c, b.select(seen[c], x, fill(HIDDEN, f32, LANES)), 4)
-        prefetch.some()
+        prefetch.scores(c64(r))
     return [e.load(page, lay.v_scale_at + 64 * c, wide, 4) for c in range(COLUMNS)]
 
 
@@ -112,4 +106,4 @@ def _values(e: Emit, block: Block, page, state, temp, prefetch: Prefetch) -> Non
                 high, low = (e.load(temp, at + part, ints, 4) for part in (0, 64 * block.rows))
                 sums = e.to_float(b.add(b.shl(high, fill(7, i32, LANES)), low))
                 add_output(e, block, state, temp, r, c64(64 * n), sums, 64)
-            prefetch.some()
+            prefetch.values(c64(n))

@@ -33,8 +33,11 @@ from edge_runtime.kernels.attention_block import (
     save_row,
     start_row,
 )
-from edge_runtime.kernels.attention_pages import Visible, page_step
+from edge_runtime.kernels.attention_pages import page_step
+from edge_runtime.kernels.attention_prefetch import records_ahead
+from edge_runtime.kernels.attention_softmax import Visible
 from edge_runtime.kernels.compile import Progress, compile_kernel
+from edge_runtime.kernels.isa import current
 from edge_runtime.kernels.kv_record import PAGE_SOURCES, RecordLayout, sources_digest
 from edge_runtime.kernels.memory import aligned, fetch_add, i64_at, operands, set_i64
 from edge_runtime.kernels.step_state import MERGES, NAMES, PARTIALS, TASK_COUNT, TASKS
@@ -64,6 +67,7 @@ def make_attention_decode(head_size: int, group: int, kv_dtype: str) -> Callable
     temp_at, head_bytes = RUN * blocks * size, 4 * head_size
     tiles = layout.int8 and rows >= TILE_ROWS and amx.int8_tiles()
     one_page = amx.page_step if tiles else page_step
+    distance = records_ahead(current(), record_size)
     part_bytes = 4 * part_floats(head_size)
     fields = len(TASK_FIELDS)
 
@@ -113,12 +117,21 @@ def make_attention_decode(head_size: int, group: int, kv_dtype: str) -> Callable
                 k = (f - h * group) // rows
                 start(scratch + (h * blocks + k) * size, f - h * group - k * rows, queries + f * head_bytes)
             inside = offset + first_head * record_size
+            # After the last page comes the claim that is likely next.
+            likely = min(i64_at(counter, 0), count * runs - 1)
+            task = tasks + likely // runs * (fields * 8)
+            after = i64_at(i64_at(task, 1), i64_at(task, 2)) + offset + likely % runs * (run * record_size)
             page = i64_at(pages, begin) + inside
             for i in range(begin, end):
-                following = i64_at(pages, min(i + 1, end - 1)) + inside
+                following = i64_at(pages, i + 1) + inside if i + 1 < end else after
+                later = following + record_size  # what is fetched when `distance` leads past `following`
+                if run == 1:
+                    later = i64_at(pages, i + 2) + inside if i + 2 < end else after
                 for h in range(run):
                     record = page + h * record_size
-                    ahead = record + record_size if h + 1 < run else following
+                    ahead = later
+                    if h + distance <= run:
+                        ahead = record + distance * record_size if h + distance < run else following
                     for k in range(h * blocks, (h + 1) * blocks):
                         step(record, ahead, scratch + k * size, temp, i * 64, min(64, tokens - i * 64))
                 page = following

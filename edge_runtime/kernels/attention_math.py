@@ -51,6 +51,24 @@ def horizontal_max(e: Emit, a: ir.Value) -> ir.Value:
     return e.b.extract_element(a, ir.Constant(i32, 0))
 
 
+def row_maxima(e: Emit, rows: list) -> ir.Value:
+    """The maximum of vector r of `rows` (at most 16) in lane r; other lanes repeat these. All are reduced at once:
+    vectors are paired, half of the lanes of each, until one vector is left."""
+    rows = list(rows)
+    rows += rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
+    period = 1  # lane i belongs to the vector's row i % period
+    while len(rows) > 1:
+        lanes = [i % (2 * period) // period * LANES + i // (2 * period) * 2 * period + i % period for i in range(LANES)]
+        others = [lane + period for lane in lanes]
+        rows = [vmax(e, e.shuffle(a, b, lanes), e.shuffle(a, b, others)) for a, b in zip(rows[::2], rows[1::2])]
+        period *= 2
+    top = rows[0]
+    while top.type.count > period:
+        half = top.type.count // 2
+        top = vmax(e, e.part(top, 0, half), e.part(top, half, half))
+    return e.shuffle(top, top, [i % period for i in range(LANES)])
+
+
 def broadcast(e: Emit, address: ir.Value, offset, element=f32) -> ir.Value:
     return e.splat(e.load(address, offset, element, 4), LANES)
 

@@ -25,7 +25,8 @@ from edge_runtime.kernels.attention_block import (
     finish_row,
     start_row,
 )
-from edge_runtime.kernels.attention_pages import Visible, page_step
+from edge_runtime.kernels.attention_pages import page_step
+from edge_runtime.kernels.attention_softmax import Visible
 from edge_runtime.kernels.compile import Progress, compile_kernel
 from edge_runtime.kernels.isa import current
 from edge_runtime.kernels.kv_record import PAGE_SOURCES, RecordLayout, sources_digest

@@ -18,7 +18,8 @@ from pathlib import Path
 TOKENS = 64
 COLUMNS, LANES = 4, 16
 KV_DTYPES = ("int8", "fp16")
-PAGE_SOURCES = ("attention_math.py", "attention_block.py", "attention_pages.py")  # of the attention kernels
+PAGE_SOURCES = ("attention_math.py", "attention_block.py", "attention_prefetch.py", "attention_softmax.py",
+                "attention_pages.py")
 
 
 def padded_head(head_size: int) -> int:

@@ -8,7 +8,8 @@ import pytest
 from llvmlite import ir
 
 from edge_runtime.kernels.attention_block import Block
-from edge_runtime.kernels.attention_pages import Visible, page_step
+from edge_runtime.kernels.attention_pages import page_step
+from edge_runtime.kernels.attention_softmax import Visible
 from edge_runtime.kernels.isa import named
 from edge_runtime.kernels.kv_record import RecordLayout
 from edge_runtime.kernels.matmul_tiles import make_micro
