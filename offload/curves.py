@@ -59,8 +59,10 @@ class Curves:
         for name in ("contention_device", "contention_host"):
             factor = getattr(self, name)
             _check(_seconds(factor) and factor >= 1, name, factor, "1 or more")
-        names = (*POINTS, *GRIDS, *(("bring",) if self.bring else ()))
-        for name in names:
+        for name in (*POINTS, *GRIDS, "bring"):
+            if name == "bring" and not self.bring:
+                object.__setattr__(self, name, ())
+                continue
             object.__setattr__(self, name, _points(name, getattr(self, name), 3 if name in GRIDS else 2))
 
     def as_json(self) -> dict[str, Any]:
@@ -130,14 +132,23 @@ class Line:
 
 class Grid:
     """Seconds at (rows, tokens): along the tokens for the neighbouring rows that were measured, then along the rows,
-    through 0 at no rows. The rows need not share their places on the tokens' axis."""
+    through 0 at no rows. The rows need not share their places on the tokens' axis; those with a single one grow with
+    the tokens as the rows before them, times their number."""
 
     def __init__(self, points: GridPoints):
         places: dict[int, list[tuple[float, float]]] = {}
         for rows, tokens, seconds in points:
             places.setdefault(rows, []).append((tokens, seconds))
         self._rows = [0.0, *(float(rows) for rows in places)]
-        self._lines = [Line(line) for line in places.values()]
+        self._lines: list[Line] = []
+        many: tuple[int, list[tuple[float, float]]] | None = None
+        for rows, line in places.items():
+            if len(line) > 1:
+                many = rows, line
+            elif many is not None:
+                (at, seconds), known = line[0], Line(many[1])
+                line = [(x, max(seconds + (y - known(at)) * rows / many[0], 0.0)) for x, y in many[1]]
+            self._lines.append(Line(line))
 
     def __call__(self, rows: float, tokens: float) -> float:
         if rows <= 0:

@@ -164,6 +164,6 @@ def _setting(value: Any, where: object) -> Setting:
             given = tuple(given)
         right = isinstance(given, {"str": str, "int": int}.get(kind, tuple)) and not isinstance(given, bool)
         if not right:
-            raise ProfileError(where, f"setting {name}={str(given)[:40]!r} is not {kind}")
+            raise ProfileError(where, f"setting {name}={str(given)[:40]} is not {kind}")
         found[name] = given
     return Setting(**found)

@@ -257,15 +257,17 @@ class _Profiler:
               until: float | None = None,
               work: Callable[[int, int], float] = lambda rows, tokens: rows * (rows + tokens),
               ) -> tuple[tuple[int, int, float], ...]:
-        """Measures places, ascending in each, until the time is up: at least the first two, so that there is a line to
-        go on with. Places that would take longer than what is left are passed over, and noted. work: what the time
-        grows with, at most."""
+        """Measures places until the time is up: at least the first two, so that there is a line to go on with, and the
+        first of each number of rows. Places that would take longer than what is left are passed over, and noted. work:
+        what the time grows with, at most."""
         until = self._share(name) if until is None else until
         found: list[tuple[int, int, float]] = []
         skipped: list[str] = []
-        for at, (x, y) in enumerate(places):
+        firsts = {x: (x, y) for x, y in reversed(places)}
+        least = sorted({*places[:2], *(firsts.values() if len(firsts) < len(places) else ())})
+        for at, (x, y) in enumerate([*least, *(place for place in places if place not in least)]):
             left, place = until - time.perf_counter(), _place(name, x, y)
-            if at >= 2:
+            if at >= len(least):
                 last = found[-1]
                 expected = CALLS * last[2] * work(x, y) / work(last[0], last[1])
                 if expected > left:
@@ -276,7 +278,7 @@ class _Profiler:
         if skipped:
             more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
             self._note(name, skipped[0] + more, "the time was up")
-        return tuple(found)
+        return tuple(sorted(found))
 
     def _share(self, name: str) -> float:
         """Until when: its share of the time that is left to it and what comes after it."""

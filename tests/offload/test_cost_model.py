@@ -85,6 +85,15 @@ def test_a_grid_is_bilinear_and_its_rows_may_have_places_of_their_own():
         assert ours(rows, tokens) == pytest.approx(reference([[rows, tokens]])[0]), f"seed {seed}"
 
 
+def test_rows_with_a_single_place_grow_as_those_before_them():
+    grid = Grid(((1, 64, 1.0), (1, 1064, 3.0), (1, 2064, 4.0), (4, 64, 2.0), (16, 64, 3.0), (16, 1064, 50.0)))
+    assert grid(4, 64) == pytest.approx(2.0)
+    assert grid(4, 1064) == pytest.approx(2.0 + 4 * 2.0)
+    assert grid(4, 3064) == pytest.approx(2.0 + 4 * 4.0)
+    assert grid(16, 1064) == pytest.approx(50.0)
+    assert Grid(((4, 64, 2.0), (8, 64, 4.0)))(4, 128) == pytest.approx(4.0)  # nothing to go by but itself
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 200_000), max_size=40), st.just(0) | st.floats(1e-3, 2000), st.integers(0, 1 << 30))
 def test_costs_are_never_negative_and_zero_for_no_rows(tokens, rows, nbytes):
@@ -174,8 +183,15 @@ def test_error_is_the_median_of_what_predictions_were_off():
 
 
 def test_curves_survive_json():
-    one = curves(contention_host=1.25)
-    assert Curves.from_json(json.loads(json.dumps(one.as_json()))) == one
+    for one in (curves(contention_host=1.25), curves(bring=((64, 1e-5), (512, 1e-4)))):
+        assert Curves.from_json(json.loads(json.dumps(one.as_json()))) == one
+
+
+def test_without_figures_of_bringing_kv_the_copies_alone_count():
+    cost = CostModel(curves())
+    assert cost.bring(0) == 0 and cost.bring(160) == pytest.approx(cost.upload(160 * 65536 / 16))
+    cost = CostModel(curves(bring=((64, 1e-3), (128, 2e-3))))
+    assert cost.bring(0) == 0 and cost.bring(96) == pytest.approx(1.5e-3) and cost.bring(256) == pytest.approx(4e-3)
 
 
 @pytest.mark.parametrize(("field", "value"), [
