@@ -80,8 +80,8 @@ class Apex:
 
     def measured(self, choice: Choice, seconds: float, tokens: int) -> None:
         """A lap that was chosen took `seconds` and yielded `tokens`: corrects what such laps are predicted to take."""
-        if choice.landing:
-            return
+        if choice.landing or (choice.mode is Mode.OVERLAP and not choice.device):
+            return  # its time says nothing of the mode: it depends on who landed
         self.cost.note(choice.kind, choice.predicted, seconds)
         self.pairs.append((choice.mode, choice.predicted, seconds))
         if choice.mode is Mode.OVERLAP and self._laps > self.cost.layers:  # before, nobody can have landed

@@ -53,9 +53,11 @@ class Candidates:
         self.rows, self.pool, self.times, self.size = rows, pool, times, size
         self._expected, self._can_split = expected, split
         self._age = {row.key: i for i, row in enumerate(rows)}
-        # Those that are there stay; of the others, short ones: they give the most rows for the pool's bytes.
+        # Those that are there stay, those that are on their way go on; of the others, short ones: they give the most
+        # rows for the pool's bytes.
         self.fitting, self.over, self._left = self._fill(
-            sorted(rows, key=lambda row: (not row.interactive, not row.ready, row.tokens)))
+            sorted(rows, key=lambda row: (
+                not row.interactive, not row.ready, row.flying >= 0, row.tokens - row.device_tokens)))
         self._ready = sum(row.ready for row in self.fitting)  # those of them that nothing need be brought for
         self._before = [0, *accumulate(row.tokens for row in self.fitting)]
         self._missing = [0, *accumulate(0 if row.ready else row.tokens - row.device_tokens for row in self.fitting)]
@@ -135,19 +137,26 @@ class Candidates:
         return self._best(found)
 
     def overlap(self) -> Candidate | None:
-        """Host rows are spread over cohorts, which begin a lap apart from each other."""
+        """As many host rows as keep the host busy, spread over cohorts that begin a lap apart from each other; the
+        others stay on the ground, for the device's next free place. Cohorts that are under way go on."""
         found = []
-        for count, host in self._cuts():
-            device, hosted = Load(count, self._before[count]), load(host)
-            most = min(self.times.layers, len(host))
-            for cohorts in sorted({1, (most + 3) // 4, (most + 1) // 2, most}):
-                lap = self.times.overlap(device, hosted, cohorts)
+        for count, rows in self._cuts():
+            if not count and self.fitting:
+                continue  # without rows on the device a lap has no length of its own: pipelining does it better
+            device = Load(count, self._before[count])
+            host = sorted(rows, key=lambda row: row.flying < 0)
+            before = [0, *accumulate(row.tokens for row in host)]
+            lap_time = self.times.device_only(device).seconds
+            busy = self._knee(before, lambda rows, seconds=lap_time: seconds) + 1
+            flying = sum(row.flying >= 0 for row in host)
+            host = host[:max(busy, flying)] if count else host
+            hosted, most = Load(len(host), before[len(host)]), min(self.times.layers, len(host))
+            for cohorts in {1, (most + 3) // 4, (most + 1) // 2, most}:
                 size = -(-len(host) // cohorts)
-                flying = [row for row in host if row.flying >= 0]
-                starting = [row for row in host if row.flying < 0][:size]
-                waiting = [row for row in host if row.flying < 0][size:]
-                found.append(Candidate(Mode.OVERLAP, lap, self.fitting[:count], self._aged([*flying, *starting]),
-                                       waiting=waiting, upload=self._upload(self._missing[count])))
+                aloft = host[:flying + size]
+                found.append(Candidate(
+                    Mode.OVERLAP, self.times.overlap(device, hosted, cohorts), self.fitting[:count], self._aged(aloft),
+                    waiting=[row for row in rows if row not in aloft], upload=self._upload(self._missing[count])))
         return self._best(found)
 
     def streaming(self) -> Candidate | None:
@@ -248,8 +257,8 @@ def last(holds: Callable[[int], bool], most: int) -> int:
 
 
 def realize(wanted: Candidate, times: LapTimes) -> Candidate:
-    """The same lap with KV where it is: rows whose KV has not come yet attend on the host, or wait for it where nobody
-    attends there; a cohort that is under way stays in it."""
+    """The same lap with KV where it is: rows whose KV has not come yet attend on the host, or wait for it where that
+    would take them away for many laps; who is under way in a cohort stays there."""
     moving = [row for row in wanted.device if not row.ready or (wanted.mode is Mode.OVERLAP and row.flying >= 0)]
     held = {row.key: row.device_tokens for row in wanted.host}
     split = {key: min(part, held[key] // SPLIT_GRAIN * SPLIT_GRAIN) for key, part in wanted.split.items()}
@@ -260,6 +269,12 @@ def realize(wanted: Candidate, times: LapTimes) -> Candidate:
     device = [row for row in wanted.device if row.key not in keys]
     if wanted.mode is Mode.DEVICE_ONLY:
         return replace(wanted, device=device, waiting=[*moving, *wanted.waiting], lap=times.device_only(load(device)))
+    if wanted.mode is Mode.OVERLAP:
+        host = [*wanted.host, *(row for row in moving if row.flying >= 0)]
+        waiting = [*wanted.waiting, *(row for row in moving if row.flying < 0)]
+        cohorts = max(min(len({row.flying for row in host}), times.layers), 1)
+        lap = times.overlap(load(device), load(host), cohorts) if host else times.device_only(load(device))
+        return replace(wanted, device=device, host=host, waiting=waiting, lap=lap)
     host, first = [*wanted.host, *moving], wanted.first
     parts = sum(split.values())
     if wanted.mode is Mode.SYNCHRONOUS:
@@ -271,9 +286,6 @@ def realize(wanted: Candidate, times: LapTimes) -> Candidate:
         first = [*first, *moving]
         ahead = {row.key for row in first}
         lap = times.pipelined(load(device), load(first), load(row for row in host if row.key not in ahead))
-    elif wanted.mode is Mode.OVERLAP:
-        cohorts = max(min(len({row.flying for row in host}), times.layers), 1)
-        lap = times.overlap(load(device), load(host), cohorts)
     else:
         lap = times.streaming(load(device), load(host))
     return replace(wanted, device=device, host=host, first=first, split=split, lap=lap)

@@ -46,7 +46,7 @@ class LapTimes:
         self.cost, self.layers, self._landing = cost, cost.layers, landing
         self.prompt_rows = sum(part.rows for part in prompt)
         self._prompt_attention = sum(cost.device_prompt(part.rows, part.before) for part in prompt)
-        self._ends = len(prompt)  # rows of the head, at most: the last token of each prompt
+        self.prompt_ends = len(prompt)  # rows of the head, at most: the last token of each prompt
 
     def on_device(self, load: Load) -> float:
         """Attention of one layer on the device, prompts included."""
@@ -60,7 +60,7 @@ class LapTimes:
     def device_only(self, device: Load) -> Lap:
         """L (T_gl + T_ga) + head."""
         linear, attention = self.cost.linear(device.rows + self.prompt_rows), self.on_device(device)
-        seconds = self.layers * (linear + attention) + self.cost.head(device.rows + self._ends)
+        seconds = self.layers * (linear + attention) + self.cost.head(device.rows + self.prompt_ends)
         return Lap(seconds, device.rows, "weights" if linear >= attention else "device attention", seconds)
 
     def synchronous(self, device: Load, host: Load, rows: int) -> Lap:
@@ -70,7 +70,7 @@ class LapTimes:
         linear, attention = cost.linear(rows + self.prompt_rows), self.on_device(device)
         works, crosses = self.on_host(host), cost.crossing(host.rows)
         device_ends, host_ends = cost.together(attention, works + crosses)
-        head = cost.head(rows + self._ends)
+        head = cost.head(rows + self.prompt_ends)
         seconds = self.layers * (linear + max(device_ends, host_ends)) + head
         waits = {"device attention": device_ends} if device_ends >= host_ends else {
             "host attention": works, "transfer": crosses}
@@ -93,7 +93,7 @@ class LapTimes:
         busy = linear_a + attention + linear_b
         both = cost.overlapped(busy, a + b)
         layer = max(both, linear_b + slower * b, linear_a + slower * a)
-        head = cost.head(device.rows + first.rows + self._ends) + cost.head(second.rows)
+        head = cost.head(device.rows + first.rows + self.prompt_ends) + cost.head(second.rows)
         hidden = both > slower * (a + b) and layer == both
         parts = {"weights": linear_a + linear_b, "device attention": attention} if hidden else {
             "host attention": works_a + works_b, "transfer": a + b - works_a - works_b}
@@ -102,8 +102,8 @@ class LapTimes:
 
     def overlap(self, device: Load, host: Load, cohorts: int) -> Lap:
         """The device's rows never wait; `cohorts` cohorts share the host's rows and join the batch of their next layer
-        when the device comes by: one layer a lap, or all of them where their attention is done before the device's. A
-        host that cannot keep up advances as many as it can.
+        when the device comes by: one layer a lap, as one cohort starts in every lap, or all of them where its attention
+        is done before the device's. A host that cannot keep up advances as many as it can.
 
         Where linears are weight-bound it is APEX's T_gl + T_ga, and the host's own rate comes on top.
         """
@@ -118,17 +118,16 @@ class LapTimes:
             seconds = max(cohorts * each, cohorts * more, more + each) + cost.head(host.rows / layers)
             bound = "weights" if more >= each else host_bound
             return Lap(seconds, host.rows / layers * self._landing, bound, cohorts * more, cohorts * works)
-        quick = min(cohorts, int(attention / each)) if each > 0 else cohorts
-        joins: float = quick * layers + cohorts - quick
+        joins: float = layers if each <= attention else cohorts
         slower = cost.curves.contention_device
-        alone = layers * (linear + attention) + cost.head(device.rows + self._ends)
+        alone = layers * (linear + attention) + cost.head(device.rows + self.prompt_ends)
         seconds, bound = alone + joins * more, "weights" if linear >= attention else "device attention"
         seconds += min(joins * each, seconds) * (1 - 1 / slower)
         if joins * each > seconds:  # saturated: the host works all the time
             seconds = slower * alone / (1 - min(slower * more / each, 0.9))
             joins, bound = seconds / each, host_bound
         landed = joins * rows / layers * self._landing
-        seconds += cost.head(device.rows + self._ends + landed) - cost.head(device.rows + self._ends)
+        seconds += cost.head(device.rows + self.prompt_ends + landed) - cost.head(device.rows + self.prompt_ends)
         return Lap(seconds, device.rows + landed, bound, seconds, min(joins * works, seconds))
 
     def streaming(self, device: Load, streamed: Load) -> Lap:
@@ -137,7 +136,7 @@ class LapTimes:
         linear = cost.linear(rows + self.prompt_rows)
         attention = self.on_device(Load(rows, device.tokens + streamed.tokens))
         device_ends, copied = cost.together(linear + attention, cost.bring(streamed.tokens))
-        head = cost.head(rows + self._ends)
+        head = cost.head(rows + self.prompt_ends)
         bound = _largest({"weights": linear, "device attention": attention}) if device_ends >= copied else "transfer"
         return Lap(self.layers * max(device_ends, copied) + head, rows, bound,
                    self.layers * (linear + attention) + head, 0.0)

@@ -38,8 +38,8 @@ class Request:
 
 def read_trace(path: str | Path, limit: int | None = None) -> list[Request]:
     """A CSV file with the columns of Azure's traces (TIMESTAMP, ContextTokens, GeneratedTokens), or prompt_tokens,
-    output_tokens and, if it is there, arrival in seconds; without times all arrive at once. In the order of arrival, the
-    first at 0, at most `limit` of them. Requests without a prompt or a reply are left out. TraceError."""
+    output_tokens and, if it is there, arrival in seconds; without times all arrive at once. In the order of arrival,
+    the first at 0, at most `limit` of them. Requests without a prompt or a reply are left out. TraceError."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             return _read(file, path, limit)
