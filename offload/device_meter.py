@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -156,23 +156,29 @@ class DeviceMeter:
 
     def _samples(self, call: Callable[[int], Any], seconds: float, before: Callable[[int], Any] | None = None,
                  passes: int = PASSES, layers: range | None = None, chain: int | None = None) -> list[float]:
-        turns = itertools.cycle(layers or self.body)
-        until, found = time.perf_counter() + min(seconds, CALL_SECONDS), []
-        count = (chain or len(self.body)) if self._asynchronous else 1
-        least = 3 if count == 1 else 1
-        while len(found) < least or (len(found) < passes * len(self.body) / count and time.perf_counter() < until):
-            if self._asynchronous:
-                began, last = time.perf_counter(), None
-                for _ in range(count):
-                    last = call(next(turns))
-                self._wait(last)
-                found.append(max(0.0, time.perf_counter() - began - self._wait_seconds) / count)
-            else:
-                layer = next(turns)
-                if before is not None:
-                    before(layer)
-                found.append(_seconds(lambda at=layer: call(at)))
+        layers = layers or self.body
+        turns, seconds = itertools.cycle(layers), min(seconds, CALL_SECONDS)
+        until, found = time.perf_counter() + seconds, []
+        if self._asynchronous:
+            most = chain or len(layers)
+            count = max(1, min(most, int(seconds / max(self._chain(call, turns, 1), 1e-6))))
+            while not found or (len(found) < passes * len(layers) / most and time.perf_counter() < until):
+                found.append(self._chain(call, turns, count))
+            return found
+        while len(found) < 3 or (len(found) < passes * len(layers) and time.perf_counter() < until):
+            layer = next(turns)
+            if before is not None:
+                before(layer)
+            found.append(_seconds(lambda at=layer: call(at)))
         return found
+
+    def _chain(self, call: Callable[[int], Any], turns: Iterator[int], count: int) -> float:
+        """Seconds of one of `count` calls, of which the last is waited for."""
+        began, last = time.perf_counter(), None
+        for _ in range(count):
+            last = call(next(turns))
+        self._wait(last)
+        return max(0.0, time.perf_counter() - began - self._wait_seconds) / count
 
     def _wait(self, array: Any) -> None:
         if self._asynchronous:
