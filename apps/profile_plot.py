@@ -37,7 +37,7 @@ def draw(profile: Profile, path: Path) -> None:
         linear.plot(*zip(*points), marker="o", markersize=3, color=COLOURS[at], label=name)
     _grids(attention, "rows", curves.device_attention, curves.host_attention)
     _grids(prompts, "rows of a prompt", curves.device_prompt, curves.host_prompt)
-    kv = [(tokens * curves.kv_bytes_device // curves.layers, seconds) for tokens, seconds in curves.bring]
+    kv = tuple((tokens * curves.kv_bytes_device // curves.layers, seconds) for tokens, seconds in curves.bring)
     for at, (name, points) in enumerate((("to the device", curves.upload), ("to the host", curves.download),
                                          ("KV from pages to the device", kv))):
         if points:

@@ -1,9 +1,11 @@
 """`edge-runtime profile`: what an accelerator and this processor take for the parts of a layer."""
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -85,22 +87,17 @@ def _cores(name: str, text: str) -> tuple[int, ...]:
         raise InvalidRequestError(name, text, "numbers of processors with commas between, such as 0,1") from None
 
 
-class _measuring:
+@contextlib.contextmanager
+def _measuring() -> Iterator[Callable[[str], None]]:
     """A function to tell what is measured now; it is shown on a terminal."""
+    from rich.console import Console
 
-    def __enter__(self) -> Any:
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        self._status = console.status("measuring") if console.is_terminal else None
-        if self._status is None:
-            return lambda text: None
-        self._status.start()
-        return lambda text: self._status and self._status.update(f"measuring {text}")
-
-    def __exit__(self, *failure: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("measuring") as status:
+        yield lambda text: status.update(f"measuring {text}")
 
 
 def _print(found: Profile, measured: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import median
 from typing import Any
 
@@ -54,7 +54,8 @@ class DeviceMeter:
         segment = self._segment(rows)
         self._wait(segment(self.body[0]))
         ends()
-        found, until = [], time.perf_counter() + min(seconds, CALL_SECONDS)
+        found: list[float] = []
+        until = time.perf_counter() + min(seconds, CALL_SECONDS)
         while not found or (len(found) < 4 * PASSES and time.perf_counter() < until):
             found.append(_seconds(ends) - median(self._samples(segment, 0.0)))
         return max(median(found), 0.0)
@@ -105,7 +106,8 @@ class DeviceMeter:
     def download(self, nbytes: int, seconds: float) -> float:
         there = self.accelerator.upload(self._noise(max(1, nbytes // (4 * self.config.width)), self.config.width))
         self._wait(there)
-        found, until = [], time.perf_counter() + min(seconds, CALL_SECONDS)
+        found: list[float] = []
+        until = time.perf_counter() + min(seconds, CALL_SECONDS)
         while len(found) < 3 or (len(found) < 16 and time.perf_counter() < until):
             found.append(_seconds(lambda: self.accelerator.download(there)))
         return median(found)
@@ -158,7 +160,8 @@ class DeviceMeter:
                  passes: int = PASSES, layers: range | None = None, chain: int | None = None) -> list[float]:
         layers = layers or self.body
         turns, seconds = itertools.cycle(layers), min(seconds, CALL_SECONDS)
-        until, found = time.perf_counter() + seconds, []
+        found: list[float] = []
+        until = time.perf_counter() + seconds
         if self._asynchronous:
             most = chain or len(layers)
             count = max(1, min(most, int(seconds / max(self._chain(call, turns, 1), 1e-6))))
@@ -169,7 +172,7 @@ class DeviceMeter:
             layer = next(turns)
             if before is not None:
                 before(layer)
-            found.append(_seconds(lambda at=layer: call(at)))
+            found.append(_seconds(partial(call, layer)))
         return found
 
     def _chain(self, call: Callable[[int], Any], turns: Iterator[int], count: int) -> float:

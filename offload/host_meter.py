@@ -73,7 +73,8 @@ class HostMeter:
         self._pool.trim()
 
     def _median(self, rows: HostRows, seconds: float) -> float:
-        qkv, found = self._qkv(rows.count), []
+        qkv = self._qkv(rows.count)
+        found: list[float] = []
         self.run(rows, qkv)
         until = time.perf_counter() + min(seconds, CALL_SECONDS)
         while len(found) < 3 or (len(found) < PASSES * self.layout.layers and time.perf_counter() < until):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
@@ -124,13 +125,15 @@ class _Profiler:
             with self._held("device attention", count, wanted, (end - now) * FILL_SHARE) as (sequences, most):
                 places = [(n, tokens) for n in numbers for tokens in TOKENS
                           if tokens <= most and (n, tokens) not in found]
-                grid = self._grid("device attention", places, lambda n, t, s, held=sequences: self._on_device(
-                    lambda: self.device.attention(held[:n], t, s)), end)
+                grid = self._grid("device attention", places, partial(self._attend, sequences), end)
             found |= {(n, tokens): seconds for n, tokens, seconds in grid}
         if not found:
             raise OutOfMemoryError(f"the device's KV budget does not hold a sequence of {TOKENS[0]} tokens. Give it "
                                    f"more, or use the processor alone.")
         return tuple((n, tokens, seconds) for (n, tokens), seconds in found.items())
+
+    def _attend(self, sequences: Sequence[Any], rows: int, tokens: int, seconds: float) -> float:
+        return self._on_device(lambda: self.device.attention(sequences[:rows], tokens, seconds))
 
     def _device_prompt(self, most: int) -> GridPoints:
         rows, until = [n for n in PROMPT_ROWS if n <= most] or [most], self._share("device prompts")
@@ -152,7 +155,7 @@ class _Profiler:
         tokens, filled = wanted, 0
         while tokens >= TOKENS[0] and not sequences:
             if self._fits_memory(count * tokens):
-                sequences, filled = self._on_device(lambda n=tokens: self.device.open(n, count, seconds))
+                sequences, filled = self._on_device(partial(self.device.open, tokens, count, seconds))
             if not sequences:
                 tokens //= 2
         if filled < wanted:
@@ -199,7 +202,8 @@ class _Profiler:
     def _handover(self) -> float:
         """A layer's way of one row to the host's thread and back, without its attention and the copies of its bytes."""
         a, rows = self.accelerator, self.pages.decode(1, 1)
-        until, found = self._share("handover"), []
+        found: list[float] = []
+        until = self._share("handover")
         width = self.config.q_width + 2 * self.config.kv_width
 
         def once(qkv: Any, other: Any) -> float:
@@ -233,9 +237,9 @@ class _Profiler:
             qkv = self.pages.qkv(rows)
             while len(slower) < ROUNDS or (len(slower) < 3 * ROUNDS and time.perf_counter() < until):
                 each = min(max(0.02, (until - time.perf_counter()) / ROUNDS / 3), ROUND_SECONDS)
-                device = self._on_device(lambda s=each: self.device.layers(held, tokens, s))
+                device = self._on_device(partial(self.device.layers, held, tokens, each))
                 host = self._feed(rows, qkv, time.perf_counter() + each)
-                both = self.accelerator.submit(lambda s=each: self.device.layers(held, tokens, s))
+                both = self.accelerator.submit(partial(self.device.layers, held, tokens, each))
                 beside = self._feed(rows, qkv, None, both)
                 slower.append((_low(both.result()) / _low(device), _low(beside) / _low(host)))
         return max(1.0, median(s[0] for s in slower)), max(1.0, median(s[1] for s in slower))

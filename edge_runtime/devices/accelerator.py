@@ -157,10 +157,12 @@ class Accelerator(Protocol):
     `length` is undefined), OutOfMemoryError."""
 
     capabilities: Capabilities
-    kv: DeviceKV
     layers: int
     width: int
     vocab_size: int
+
+    @property
+    def kv(self) -> DeviceKV: ...
 
     def submit(self, function: Callable[[], T]) -> Future[T]:
         """Run `function` on the accelerator's thread after everything submitted before. EngineStoppedError when
