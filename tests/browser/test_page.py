@@ -165,6 +165,7 @@ def test_models_are_picked_with_a_fit_estimate_and_progress(start, pages, tmp_pa
     file = tmp_path / "another-q4_0.gguf"
     shutil.copy(bundled_model.path(), file)
     page = pages(start().link)
+    until(page, "document.querySelector('#model-name').textContent === 'edge-tiny'")
     page.get_by_role("button", name="Model:").click()
     row = page.locator("[data-model='edge-tiny']")
     row.get_by_text("Fits: needs").wait_for()

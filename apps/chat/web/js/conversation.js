@@ -196,7 +196,7 @@ on("reply", async (reply) => {
     return;
   }
   const view = views.get(reply.message);
-  if (view) view.update(Object.assign(view.message, { content: reply.content, status: reply.status, error: reply.error, stats: reply.stats }), view.last);
+  if (view) view.update(Object.assign(view.message, { content: reply.content, status: reply.status, error: reply.error, stats: reply.stats, model: reply.model }), view.last);
   await reload();
   ended(reply);
 });
