@@ -20,8 +20,7 @@ from edge_runtime.offload.host_attention import HostAttention
 from edge_runtime.offload.hybrid_device import HybridDevice
 from edge_runtime.offload.plan import Plan
 from edge_runtime.offload.planner import OffloadOptions
-from edge_runtime.offload.profile_store import Setting
-from edge_runtime.profiling import profile_of
+from edge_runtime.profiling import profile_of, setting_of
 from edge_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ PROFILE_SECONDS = 20.0  # of measuring at first use; `edge-runtime profile` take
 MAX_ROWS = 512
 PROFILING = "profile: "  # what progress is told begins with it while a profile is measured
 LOG = logging.getLogger("edge_runtime")
-Progress = Callable[[str], object]
+Progress = Callable[[str], None]
 
 
 def load_hybrid(path: Path, file: GGUFFile, config: ModelConfig, tokenizer: Tokenizer, plan: Plan, provider: Provider,
@@ -53,7 +52,7 @@ def load_hybrid(path: Path, file: GGUFFile, config: ModelConfig, tokenizer: Toke
     opened = accelerator(provider.name, there.kv_pool_bytes, options.device_cores)
     try:
         if curves is None:
-            curves = curves_of(path, opened, config, plan, (device_threads, host_threads), options, progress)
+            curves = curves_of(path, opened, config, plan, provider, (device_threads, host_threads), options, progress)
         device = HybridDevice(
             opened, config, scheduler(opened, curves, plan, options), kv=plan.kv, host_threads=host_threads,
             host_cores=options.host_cores, max_rows=MAX_ROWS,
@@ -83,12 +82,10 @@ def scheduler(accelerator: OnnxAccelerator, curves: Curves, plan: Plan, options:
                 split=accelerator.capabilities.partial_attention)
 
 
-def curves_of(path: Path, accelerator: OnnxAccelerator, config: ModelConfig, plan: Plan, threads: tuple[int, int],
-              options: OffloadOptions, progress: Progress | None = None) -> Curves:
+def curves_of(path: Path, accelerator: OnnxAccelerator, config: ModelConfig, plan: Plan, provider: Provider,
+              threads: tuple[int, int], options: OffloadOptions, progress: Progress | None = None) -> Curves:
     """What device and host take for a layer of this model: as stored, or measured and stored now, which `progress` and
     the log tell."""
-    from edge_runtime.loading import fingerprint
-
     tell, told = progress or (lambda text: None), False
 
     def measuring(text: str) -> None:
@@ -99,9 +96,7 @@ def curves_of(path: Path, accelerator: OnnxAccelerator, config: ModelConfig, pla
         told = True
         tell(PROFILING + text)
 
-    setting = Setting(model=fingerprint(path), device=plan.device, precision="float32", kv=plan.kv,
-                      device_threads=threads[0], host_threads=threads[1], device_cores=options.device_cores,
-                      host_cores=options.host_cores)
+    setting = setting_of(path, provider, plan.kv, *threads, options)
     host = HostAttention(config, KVLayout(config.layers, config.kv_heads, config.head_size, plan.kv),
                          threads=threads[1], cores=options.host_cores, progress=tell)
     try:

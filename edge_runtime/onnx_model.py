@@ -27,7 +27,7 @@ LONG = 1024  # tokens of a sequence whose bytes are shared out to its tokens
 ROWS_BYTES = 16 << 20  # activations of a step, at least
 CLASS_WASTE = 3, 2  # capacity classes leave at most a third of a sequence's KV empty
 LOG = logging.getLogger("edge_runtime")
-Progress = Callable[[str], object]
+Progress = Callable[[str], None]
 
 
 def plan_onnx(file: GGUFFile, config: ModelConfig, provider: Provider, *, context: int | str = "auto",
