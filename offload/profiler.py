@@ -120,7 +120,7 @@ class _Profiler:
         until = self._share("device attention")
         for at, (count, wanted, numbers) in enumerate(HELD):
             now = time.perf_counter()
-            end = now + max(until - now, 0.0) / (len(HELD) - at)
+            end = now + max(until - now, 0.0) * (1.0 if at == len(HELD) - 1 else 0.5)
             wanted = min(wanted, self.config.context_length)
             with self._held("device attention", count, wanted, (end - now) * FILL_SHARE) as (sequences, most):
                 places = [(n, tokens) for n in numbers for tokens in TOKENS
