@@ -27,6 +27,7 @@ LAYERS = 4
 STEPS = 800  # of each test
 SECONDS = 120.0  # that they may take at most
 WAITING = 24  # requests at once
+FEW_PAGES = 11  # of the host: sequences push each other out
 
 
 class Reckless:
@@ -86,15 +87,15 @@ class Crowd:
         return self.tokens(self.rng.choice([1, 3, 20, 63, 64, 65, 120, 200]))
 
     def params(self) -> SamplingParams:
-        return SamplingParams(temperature=0, max_tokens=self.rng.choice([1, 2, 8, 20, 60]), ignore_eos=True)
+        return SamplingParams(temperature=0, max_tokens=self.rng.choice([1, 2, 8, 20, 60, 150]), ignore_eos=True)
 
     def arrive(self) -> None:
         prompt = self.prompt()
         priority = "interactive" if self.rng.random() < self.urgent else "batch"
         stream = self.h.llm.stream(prompt, self.params(), priority=priority)
         self.open.append((stream, prompt, []))
-        if self.rng.random() < 0.2:
-            self.rng.choice(self.open[-8:])[0].cancel()
+        if self.rng.random() < 0.3:
+            self.rng.choice(self.open[-3:])[0].cancel()
 
     def listen(self) -> None:
         """Some chunks of some request."""
@@ -166,7 +167,7 @@ class Crowd:
         for session, _ in self.sessions:
             session.truncate(0)
         self.h.settled()
-        assert self.done > 30 and self.cancelled
+        assert self.done > 10 and self.cancelled
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +181,14 @@ def seeded() -> random.Random:
     return random.Random(seed)
 
 
-@pytest.mark.parametrize("kv, gap", [("fp16", 0.01), ("int8", 0.3)])
-def test_any_mode_and_any_place_in_every_lap(path, kv, gap):
+@pytest.mark.parametrize("kv, gap, pages", [("fp16", 0.01, 24), ("int8", 0.3, FEW_PAGES)])
+def test_any_mode_and_any_place_in_every_lap(path, kv, gap, pages):
     rng = seeded()
     apex = Reckless(rng)
-    with hybrid(path, apex, kv=kv, pages=24, device_kv=600 * 1024, max_batch=12) as h:
+    with hybrid(path, apex, kv=kv, pages=pages, device_kv=600 * 1024, max_batch=12) as h:
         crowd = Crowd(h, random.Random(rng.random()), gap, urgent=0.5)
         crowd.run()
-        assert h.llm.engine.batcher.preemptions and apex.modes == set(Mode)
+        assert apex.modes == set(Mode) and (pages > FEW_PAGES or h.llm.engine.batcher.preemptions)
         status = h.device.status()
         assert status.lost == status.short == 0
         print(crowd.done, "replies", crowd.cancelled, "cancelled", h.llm.engine.batcher.preemptions, "preemptions",
@@ -199,7 +200,7 @@ def test_the_scheduler_itself(path, linear, host):
     """Made-up curves: laps bound by the host's attention or by weights."""
     rng = seeded()
     cost = CostModel(curves(linear=linear, device=1e-8, host=host, layers=LAYERS))
-    with hybrid(path, Apex(cost, tbt_seconds=0.05, stay=2, patience=20), pages=24, device_kv=600 * 1024,
+    with hybrid(path, Apex(cost, tbt_seconds=0.05, stay=2, patience=20), pages=14, device_kv=600 * 1024,
                 max_batch=12) as h:
         crowd = Crowd(h, rng, 0.01, urgent=0.05)
         crowd.run()
