@@ -19,6 +19,7 @@ from edge_runtime import (
     cli_pull,
     cli_run,
     cli_serve,
+    cli_simulate,
     cli_summarize,
 )
 
@@ -58,6 +59,7 @@ app.add_typer(cli_pull.models)
 app.command("calibrate", help=cli_calibrate.HELP)(cli_calibrate.calibrate)
 app.command("eval", help=cli_eval.HELP)(cli_eval.evaluate)
 app.command("distill", help=cli_distill.HELP)(cli_distill.distill)
+app.command("simulate", help=cli_simulate.HELP)(cli_simulate.simulate)
 
 
 def main() -> None:

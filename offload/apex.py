@@ -33,7 +33,8 @@ class Apex:
     size: tokens of the pool that a sequence of n tokens takes. tbt_seconds: longest lap while somebody interactive is
     there (None: no limit). hysteresis: share by which another mode must be better than the one that runs. stay: laps
     that a mode keeps at least, unless device-only is better or the mode has nothing left to do. expected_tokens: laps
-    over which bringing KV to the device must pay for itself. patience: laps after which a sequence longer than the
+    over which bringing KV to the device must pay for itself, at least; who has run for longer is expected to go on for
+    as long again. patience: laps after which a sequence longer than the
     whole pool makes the laps hybrid. split: the device can attend over a part of a sequence. modes: those to choose
     from. force: this mode for all rows whatever the prediction, interactive or not; where it has nothing to do,
     device-only, else synchronous.
@@ -56,6 +57,7 @@ class Apex:
         self.mode = Mode.DEVICE_ONLY
         self.pairs: deque[tuple[Mode, float, float]] = deque(maxlen=KEPT)  # mode, predicted and measured seconds
         self._laps = stay  # in this mode; a change at the very beginning needs no wait
+        self._age: dict[int, int] = {}  # laps since a sequence was first seen
         self._waited: dict[int, int] = {}  # laps that sequences longer than the pool have waited
         self._landed = [0.0, 0.0]  # tokens of overlap's host rows: predicted and measured, fading
         self._considered: dict[Mode, Estimate] = {}
@@ -69,6 +71,7 @@ class Apex:
         if len({row.key for row in rows}) != len(rows):
             raise InvalidRequestError("rows", [row.key for row in rows], "rows of different keys")
         times = LapTimes(self.cost, prompt, self._yield())
+        self._age = {row.key: self._age.get(row.key, 0) + 1 for row in rows}
         if not rows:
             self._considered = {}
             return Choice(Mode.DEVICE_ONLY, predicted=times.device_only(Load(0, 0)).seconds)
@@ -95,7 +98,8 @@ class Apex:
 
     def _candidates(self, rows: Sequence[Row], pool: int, times: LapTimes, modes: Sequence[Mode] | None = None,
                     ) -> dict[Mode, Candidate]:
-        place = Candidates(rows, pool, times, self.size, expected=self.expected_tokens, split=self.split)
+        expected = max(self.expected_tokens, sum(self._age[row.key] for row in rows) / max(len(rows), 1))
+        place = Candidates(rows, pool, times, self.size, expected=expected, split=self.split)
         return {one.mode: one for one in place.all(modes or self.modes)}
 
     def _yield(self) -> float:

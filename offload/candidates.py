@@ -49,7 +49,7 @@ class Candidates:
     """
 
     def __init__(self, rows: Sequence[Row], pool: int, times: LapTimes, size: Callable[[int], int], *,
-                 expected: int, split: bool = True):
+                 expected: float, split: bool = True):
         self.rows, self.pool, self.times, self.size = rows, pool, times, size
         self._expected, self._can_split = expected, split
         self._age = {row.key: i for i, row in enumerate(rows)}
@@ -153,11 +153,14 @@ class Candidates:
             hosted, most = Load(len(host), before[len(host)]), min(self.times.layers, len(host))
             for cohorts in {1, (most + 3) // 4, (most + 1) // 2, most}:
                 size = -(-len(host) // cohorts)
-                aloft = host[:flying + size]
                 found.append(Candidate(
-                    Mode.OVERLAP, self.times.overlap(device, hosted, cohorts), self.fitting[:count], self._aged(aloft),
-                    waiting=[row for row in rows if row not in aloft], upload=self._upload(self._missing[count])))
-        return self._best(found)
+                    Mode.OVERLAP, self.times.overlap(device, hosted, cohorts), self.fitting[:count],
+                    host[:flying + size], upload=self._upload(self._missing[count])))
+        best = self._best(found)
+        if best is None:
+            return None
+        running = {row.key for row in (*best.device, *best.host)}
+        return replace(best, waiting=[row for row in self.rows if row.key not in running])
 
     def streaming(self) -> Candidate | None:
         """As many rows as the link brings in time, or all of them. The pool holds two layers of what is under way."""

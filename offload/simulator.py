@@ -15,10 +15,11 @@ from edge_runtime.offload.lap_times import LapTimes, Load, PromptPart
 from edge_runtime.offload.simulation_result import LapRecord, Measured, SimulationResult
 from edge_runtime.offload.traces import Request
 
-# What a policy lets the scheduler choose from. NEO decides anew in every iteration, between the device alone and two
-# sub-batches; FlexGen-like streaming brings KV to the device; a mode's name forces that mode.
+# What a policy lets the scheduler choose from. apex-paper: the modes that APEX has. NEO decides anew in every lap,
+# between the device alone and two sub-batches; streaming is FlexGen's way; a mode's name forces that mode.
 POLICIES: dict[str, dict[str, Any]] = {
     "apex": {},
+    "apex-paper": {"modes": (Mode.DEVICE_ONLY, Mode.PIPELINED, Mode.OVERLAP)},
     "gpu-only": {"modes": (Mode.DEVICE_ONLY,)},
     "neo": {"modes": (Mode.DEVICE_ONLY, Mode.PIPELINED), "hysteresis": 0.0, "stay": 0},
     **{mode.value: {"force": mode} for mode in Mode if mode is not Mode.DEVICE_ONLY},
@@ -121,8 +122,7 @@ class Simulation:
                 s.device_tokens = s.read if s.on_device else 0
                 self._token(s, False)
         self._held_back = choice.mode is Mode.DEVICE_ONLY and bool(choice.waiting)
-        self._bring(choice)
-        if self.by.now == began:
+        if not (self._bring(choice) or ran or prompts):
             raise InvalidRequestError("pool_tokens", self.limits.pool_tokens,
                                       f"enough for a sequence that policy {self.policy} runs")
         self.records.append(LapRecord(
@@ -209,7 +209,9 @@ class Simulation:
         return sum(whole_pages(s.request.prompt + 1 if s.reading else s.device_tokens)
                    for s in self._running.values() if s.device_tokens or (s.reading and s.on_device))
 
-    def _bring(self, choice: Choice) -> None:
+    def _bring(self, choice: Choice) -> int:
+        """How many tokens came to the device."""
+        came = 0
         for key in choice.bring:
             s = self._running.get(key)
             if s is None:
@@ -218,7 +220,9 @@ class Simulation:
             more = whole_pages(s.device_tokens + count) - whole_pages(s.device_tokens)
             if count > 0 and self._on_device() + more <= self.limits.pool_tokens:
                 s.device_tokens += count
+                came += count
                 self.by.device(self.by.cost.layers * self.by.cost.bring(count))
+        return came
 
 
 def simulate(curves: Curves, requests: Sequence[Request], limits: Limits, policy: str = "apex") -> SimulationResult:
