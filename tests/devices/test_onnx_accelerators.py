@@ -8,13 +8,14 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from edge_runtime import LLM, SamplingParams
+from edge_runtime import LLM, SamplingParams, hybrid_model
 from edge_runtime.devices.onnx import PROVIDERS, OnnxAccelerator, OnnxDevice
 from edge_runtime.devices.onnx.sessions import Session, SessionSettings
 from edge_runtime.errors import PlacementError
 from edge_runtime.models.config import config_from_gguf
 from edge_runtime.models.gguf_file import GGUFFile
 from edge_runtime.models.graph.decoder import DecoderGraphs
+from edge_runtime.offload import profile_store
 from edge_runtime.offload.choices import Mode
 from tests.devices.conformance import AcceleratorConformance, DeviceConformance
 from tests.devices.software_vulkan import use_software_vulkan
@@ -101,6 +102,24 @@ def test_generation_through_the_whole_runtime(device, tmp_path):
         assert llm.plan is not None and llm.plan.device == f"onnx:{device}"
         for prompt, reply in zip(prompts, llm.generate(prompts, SamplingParams(max_tokens=10, temperature=0))):
             check_greedy(path, prompt, list(reply.token_ids))
+
+
+@pytest.mark.usefixtures("webgpu", "openvino")
+@pytest.mark.parametrize("device", ["webgpu", "openvino"])
+def test_offload_through_the_whole_runtime(device, tmp_path, monkeypatch):
+    """Profile, scheduler and all, with a pool for two of four sequences; half precision on the host rounds at 1e-3."""
+    monkeypatch.setattr(hybrid_model, "PROFILE_SECONDS", 2.0)
+    monkeypatch.setattr(profile_store, "folder", lambda: tmp_path)
+    path = write_model(tmp_path / "m.gguf", architecture="qwen2", types="Q4_K", width=256)
+    prompts = [list(map(int, np.random.default_rng(i).integers(0, 260, 10 + 40 * i))) for i in range(4)]
+    options = {"device": device, "context": 256, "max_batch": 4, "kv": "fp16", "offload": "on"}
+    there = LLM.plan_for(path, **options).on_device
+    room = there.weights_bytes + there.working_bytes + 2 * there.kv_least_bytes
+    with LLM(path, **options, device_memory=room) as llm:
+        assert llm.plan.on_device.sequences == 2 and llm.plan.device == f"onnx:{device}"
+        for prompt, reply in zip(prompts, llm.generate(prompts, max_tokens=10, temperature=0)):
+            check_greedy(path, prompt, list(reply.token_ids), gap=1e-2)
+        assert any(lap.on_host for lap in llm.status().placement.laps)
 
 
 @pytest.mark.usefixtures("webgpu", "openvino")
