@@ -17,6 +17,7 @@ from edge_runtime.models.graph.decoder import DecoderGraphs
 
 CHUNKS = (64, 16)  # tokens of a prompt in one call that the check tries
 CHECK_CAPACITY = 128
+ROW_BLOCKS = (128, 64)  # tokens whose values are multiplied at a time: 32 KiB with D = 64, in the first cache level
 _CHECKED: dict[tuple, int] = {}  # what the check found, by provider, hardware and shape
 CHECK_ERROR = 1e-3  # float32 rounding gives 1e-6
 MASKED = np.float32(-1e30)  # added to a score: its weight is 0, and no infinity minus infinity arises
@@ -186,6 +187,7 @@ class BasicAttention:
         self._graphs, self._settings, self._memory, self._kv = graphs, settings, memory, kv
         self._rows_of = rows_of
         self._sessions: dict[tuple[int, int], Session] = {}
+        self._row_sessions: dict[int, Session] = {}
 
     def prepare(self) -> None:
         self._session(self._rows_of(1), self._kv.class_of(1))
@@ -209,6 +211,9 @@ class BasicAttention:
         n, c = len(queries), self._graphs.config
         if not sequence.length:
             return np.zeros((n, c.heads, c.head_size), np.float32), np.full((n, c.heads), -np.inf, np.float32)
+        if n == 1 and self._streams:
+            keys, values = (_host_rows(buffer, sequence.row) for buffer in sequence.slab.buffers[layer])
+            return self._one_row(queries, keys, values, sequence.length)
         self._kv.alone(sequence, sequence.length)
         flat = np.ascontiguousarray(queries, np.float32).reshape(n, c.q_width)
         out, lse = self._attend(layer, flat, sequence, np.full(n, sequence.length - 1))
@@ -217,6 +222,8 @@ class BasicAttention:
     def over(self, queries: np.ndarray, kv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same over keys and values float32 [2, K, T, D] that come from the host."""
         n, c = len(queries), self._graphs.config
+        if n == 1 and self._streams and kv.shape[2] % min(ROW_BLOCKS) == 0 and kv[0, 0].flags.c_contiguous:
+            return self._one_row(queries, *kv, kv.shape[2])
         keys, values = (self._memory.upload(part[None]) for part in kv)
         rows, tokens = self._rows_of(n), kv.shape[2]
         padded = np.zeros((rows, c.q_width), np.float32)
@@ -225,6 +232,33 @@ class BasicAttention:
             {"queries": padded, "key": keys, "value": values, "mask": np.zeros((rows * c.group, tokens), np.float32)},
             {"attended": (rows, c.q_width), "lse": (rows, c.heads)}, to_host=("attended", "lse"))
         return new["attended"][:n].reshape(n, c.heads, c.head_size), new["lse"][:n]
+
+    @cached_property
+    def _streams(self) -> bool:
+        """Where `attention_of_one_row` is faster, and heads of the KV can be given apart."""
+        return self._settings.provider.name == "cpu" and self._memory.shared
+
+    def _row_session(self, block: int) -> Session:
+        if block not in self._row_sessions:
+            self._row_sessions[block] = Session(self._graphs.attention_of_one_row(block), self._settings, {})
+        return self._row_sessions[block]
+
+    def _one_row(self, queries: np.ndarray, keys: np.ndarray, values: np.ndarray,
+                 tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """keys, values float32 [K, C, D], contiguous in each head, C a multiple of 64: what is not held is not read,
+        to the next whole block."""
+        block = next(size for size in ROW_BLOCKS if -(-tokens // size) * size <= keys.shape[1])
+        end = -(-tokens // block) * block
+        c = self._graphs.config
+        mask = np.zeros(end, np.float32)
+        mask[tokens:] = MASKED
+        inputs: dict[str, Value | np.ndarray] = {"queries": queries.reshape(1, c.q_width), "mask": mask}
+        for i in range(c.kv_heads):
+            inputs[f"key.{i}"] = HostArray(keys[i, :end])
+            inputs[f"value.{i}"] = HostArray(values[i, :end].reshape(-1, 1, block, c.head_size))
+        new = self._row_session(block).run(inputs, {"attended": (1, c.q_width), "lse": (1, c.heads)},
+                                    to_host=("attended", "lse"))
+        return new["attended"].reshape(1, c.heads, c.head_size), new["lse"]
 
     def _attend(self, layer: int, queries: np.ndarray, sequence: DeviceSequence,
                 last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -265,6 +299,12 @@ def attention_oracle(qkv: np.ndarray, heads: int, kv_heads: int, head_size: int)
 def _lengths(ends: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
     ends = np.asarray(ends, np.int32)
     return {"seqlens": ends - 1, "total": ends.max(keepdims=True)}
+
+
+def _host_rows(buffer: Value, row: int) -> np.ndarray:
+    """A row of a KV buffer in the host's memory, [K, C, D]."""
+    assert isinstance(buffer, HostArray)
+    return buffer.array[row]
 
 
 def _rows_of(buffer: Value, first: int, count: int) -> Value:
