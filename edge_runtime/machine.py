@@ -8,8 +8,12 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_runtime.errors import EdgeRuntimeError
+
+if TYPE_CHECKING:
+    from edge_runtime.devices.accelerator import DeviceCapacity
 
 DISTRIBUTION = "edge-runtime"
 VERSIONS = ("numpy", "numba", "llvmlite", "gguf", "tokenizers", "jinja2", "huggingface_hub", "psutil")
@@ -138,6 +142,7 @@ def devices(isa_name: str | None, threads: int) -> dict[str, str]:
 
 def onnx_devices() -> dict[str, str]:
     """ONNX Runtime's providers: what each would run on here, or what installs it, or why it does not run."""
+    from edge_runtime.devices.onnx.capacity import capacity
     from edge_runtime.devices.onnx.providers import survey
 
     system = {"coreml": "darwin", "directml": "win32", "vitisai": "win32"}
@@ -151,8 +156,15 @@ def onnx_devices() -> dict[str, str]:
         elif one.problem:
             state = f"{provider.package} {one.version}: {one.problem}"
         else:
-            memory = "memory shared with the processor" if provider.memory == "cpu" or one.kind == "CPU" else \
-                "memory of its own"
-            state = f"{one.hardware}; {memory}; {provider.package} {one.version}"
+            state = f"{one.hardware}; {_memory_of(capacity(provider))}; {provider.package} {one.version}"
         found[f"onnx:{provider.name}"] = state
     return found
+
+
+def _memory_of(found: DeviceCapacity) -> str:
+    if found.shared:
+        return "memory shared with the processor"
+    if found.total is None:
+        return "memory of its own, or shared: it does not tell"
+    free = "" if found.free is None else f", {found.free / 2**30:.1f} free"
+    return f"{found.total / 2**30:.1f} GiB of its own{free}"
