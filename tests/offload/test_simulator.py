@@ -136,11 +136,10 @@ def test_hybrid_wins_where_the_pool_is_small_and_not_where_all_fits():
     assert large["apex"].throughput >= 0.98 * large["gpu-only"].throughput
 
 
-def test_the_scheduler_is_about_as_good_as_the_best_mode():
-    seed = random.randrange(10**6)
-    print("seed", seed)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_scheduler_is_about_as_good_as_the_best_mode(seed):
     draw = random.Random(seed)
-    for _ in range(6):
+    for _ in range(3):
         setting = curves(linear=10 ** draw.uniform(-3.5, -2), device=10 ** draw.uniform(-8.5, -6.5),
                          host=10 ** draw.uniform(-8, -6.5), row=1e-5, link=1e-9)
         lengths = [draw.randrange(1000, 6000) for _ in range(draw.choice((4, 12, 32)))]
