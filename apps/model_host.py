@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import EngineStoppedError, InvalidRequestError, ModelNotFoundError, NotPulledError
 from edge_runtime.models import hub
+from edge_runtime.progress import PROFILING
 
 if TYPE_CHECKING:
     from edge_runtime.llm import LLM
@@ -41,8 +42,8 @@ class KnownModel:
 @dataclass(frozen=True)
 class LoadProgress:
     """Where loading a model is. stage: "plan" (it fits; nothing is loaded), "close" (waiting for requests on the model
-    before), "load", "compile" (detail: the kernel) or "ready"; fraction: of the weights in memory, estimated, 0 to
-    1."""
+    before), "load", "compile" (detail: the kernel), "measure" (what this machine takes for the model; detail: which
+    part) or "ready"; fraction: of the weights in memory, estimated, 0 to 1."""
 
     model: str
     stage: str
@@ -167,6 +168,9 @@ class ModelHost:
 
             total, available = memory()
             freed = self._llm.plan.base_bytes
+            there = self._llm.plan.on_device
+            if there is not None and not there.shared and options.get("device_memory") is None:
+                options["device_memory"] = there.memory_bytes
             options["memory_budget"] = max(1, available + freed - max(total // 20, 256 * MIB))
         return LLM.plan_for(self.known(name).path, **options)
 
@@ -264,11 +268,16 @@ class ModelHost:
         watcher = threading.Thread(target=_watch, args=(model.name, plan, tell, done), daemon=True)
         watcher.start()
         try:
-            return LLM(model.path, progress=lambda kernel: tell(LoadProgress(model.name, "compile", 0, kernel, plan)),
-                       **self._options)
+            return LLM(model.path, progress=lambda what: tell(_told(model.name, what, plan)), **self._options)
         finally:
             done.set()
             watcher.join()
+
+
+def _told(name: str, what: str, plan: Plan) -> LoadProgress:
+    """What `LLM` tells its progress."""
+    measured = what.removeprefix(PROFILING)
+    return LoadProgress(name, "compile" if measured == what else "measure", 0, measured, plan)
 
 
 def pulled_models() -> list[tuple[str, Path]]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_runtime.errors import CancelledError, EdgeRuntimeError, InvalidRequestError
+from edge_runtime.progress import PROFILING
 
 if TYPE_CHECKING:
     from edge_runtime.llm import LLM
 
-PROFILING = "profile: "  # as `hybrid_model` tells its progress
 FAILED, USAGE, CANCELLED, BROKEN_PIPE = 1, 2, 130, 141  # the last two: 128 + the signal, as shells count
 
 Model = Annotated[Path | None, typer.Option(

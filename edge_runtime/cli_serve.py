@@ -9,7 +9,6 @@ import typer
 
 from edge_runtime.cli_common import (
     KV,
-    PROFILING,
     Device,
     DeviceMemory,
     Offload,
@@ -99,7 +98,7 @@ def _load(models: ModelHost) -> None:
         nonlocal compiled, measured
         if progress.stage == "plan":
             say(str(progress.plan))
-        elif progress.detail.startswith(PROFILING):
+        elif progress.stage == "measure":
             if not measured:
                 say("measuring what this machine takes for the model (first use only) ...")
             measured = True

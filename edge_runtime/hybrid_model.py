@@ -21,6 +21,7 @@ from edge_runtime.offload.hybrid_device import HybridDevice
 from edge_runtime.offload.plan import Plan
 from edge_runtime.offload.planner import OffloadOptions
 from edge_runtime.profiling import profile_of, setting_of
+from edge_runtime.progress import PROFILING
 from edge_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 PROFILE_SECONDS = 20.0  # of measuring at first use; `edge-runtime profile` takes its time
 MAX_ROWS = 512
-PROFILING = "profile: "  # what progress is told begins with it while a profile is measured
 LOG = logging.getLogger("edge_runtime")
 Progress = Callable[[str], None]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = Callable[[int, int], object]
+PROFILING = "profile: "  # what is told while a model opens names kernels, and begins so while a profile is measured
 
 
 @contextmanager

@@ -68,10 +68,17 @@ def test_the_chats_bar_shows_the_devices_share(llm, tmp_path):
     assert {one["mode"] for one in seen} <= {"device-only", "synchronous", "pipelined", "overlap", "streaming"}
 
 
-def test_a_host_plans_with_the_options_of_its_models(llm):
-    host = ModelHost(pulled=tuple, **OPTIONS)
+def test_a_host_plans_and_opens_with_the_options_of_its_models(llm):
+    host, told = ModelHost(pulled=tuple, **{**OPTIONS, "threads": 3}), []
     plan = host.plan("edge-tiny")
     assert plan.hybrid and plan.on_device == llm.plan.on_device
+    opened = host.load(progress=told.append)
+    try:
+        assert opened.status().placement is not None and opened.plan.on_device == plan.on_device
+        measured = [one.detail for one in told if one.stage == "measure"]
+        assert measured and not any("profile: " in detail for detail in measured)
+    finally:
+        host.close()
 
 
 def test_the_report_counts_the_laps_of_each_mode(llm):

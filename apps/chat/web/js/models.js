@@ -5,7 +5,8 @@ import { openDialog } from "./dialogs.js";
 import { on, state } from "./state.js";
 
 const SOURCES = { bundled: "ships with Edge Runtime", file: "file on this machine", pulled: "pulled from a hub" };
-const STAGES = { plan: "Planning", close: "Closing the one before", load: "Loading weights", compile: "Compiling kernels (first use)" };
+const STAGES = { plan: "Planning", close: "Closing the one before", load: "Loading weights", compile: "Compiling kernels (first use)",
+  measure: "Measuring device and processor (first use)" };
 let refreshList = null;
 
 export async function openModels() {
