@@ -1,7 +1,7 @@
 """Rows of overlap laps that are on their way: cohorts that attend on the host, each waiting at a layer of its own."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from edge_runtime.devices.base import PAGE_TOKENS, SequenceSlice
 from edge_runtime.offload.flow import Flow
@@ -17,9 +17,6 @@ class Cohorts:
 
     def __len__(self) -> int:
         return len(self._flows)
-
-    def __iter__(self) -> Iterator[Flow]:
-        return iter(self._flows)
 
     def __contains__(self, key: int) -> bool:
         return key in self._slices

@@ -85,6 +85,8 @@ class HybridDevice:
         """Computes a step, or as much of it as the scheduler gives this lap; see `devices.base.Device.run`."""
         if step.rows > self.max_rows:
             raise DeviceError(f"a step of {step.rows} rows: this device takes {self.max_rows}")
+        if len({part.key for part in step.slices}) != len(step.slices):
+            raise DeviceError(f"slices of keys {[part.key for part in step.slices]}: a sequence, by its key, has one")
         for part in step.slices:
             if part.exit is not None:
                 raise DeviceError('early exit is not computed on ONNX devices: use device="cpu"')
@@ -200,7 +202,9 @@ class HybridDevice:
         choice = self.apex.choose([self._row(s) for s in by_key.values()], max(0, pool))
         for key in choice.evict:
             self._copies.drop(key)
-        if not self._lap(choice, by_key, done) and not self._bring(choice, by_key, done) and not done.logits:
+        moved = self._lap(choice, by_key, done)
+        brought = self._bring(choice, by_key, done)
+        if not moved and not brought and not done.logits:
             # The mode wants copies that find no room. Somebody must come to an end in every step.
             self._lap(Choice(Mode.SYNCHRONOUS, host=tuple(by_key), landing=True), by_key, done)
 
@@ -346,7 +350,7 @@ class HybridDevice:
         self._cohorts.stop(key)
         try:
             self._copies.drop(key)
-        except DeviceError as error:
+        except Exception as error:
             LOG.warning("giving back KV on the device: %s", error)
 
     def _await_writing(self) -> None:
