@@ -147,9 +147,12 @@ class Apex:
         if settled is None:
             return None
         now = realize(settled, times)
-        if settled.mode is Mode.DEVICE_ONLY and now is not settled and Mode.SYNCHRONOUS in found and self.force is None:
+        if now is settled or Mode.SYNCHRONOUS not in found:
+            return now
+        idle = not now.rows()
+        if idle or (settled.mode is Mode.DEVICE_ONLY and self.force is None):
             meanwhile = realize(found[Mode.SYNCHRONOUS], times)
-            if self._estimate(meanwhile).rate > self._estimate(now).rate:
+            if idle or self._estimate(meanwhile).rate > self._estimate(now).rate:
                 return replace(meanwhile, upload=0.0)
         return now
 

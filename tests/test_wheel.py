@@ -13,7 +13,7 @@ import pytest
 
 from tests.test_architecture import ROOMS, ROOT
 
-DATA_SUFFIXES = (".gguf", ".md", ".json", ".typed", ".html", ".css", ".js", ".svg", ".txt")
+DATA_SUFFIXES = (".gguf", ".md", ".json", ".typed", ".html", ".css", ".js", ".svg", ".txt", ".csv")
 SERVER_EXTRA = ("starlette", "uvicorn", "orjson")  # of modules that only apps with the extra `server` import
 OFFLINE = ("Temporary failure in name resolution", "Failed to establish a new connection", "Network is unreachable",
            "Name or service not known", "getaddrinfo failed")
