@@ -150,7 +150,8 @@ def test_a_prompt_in_chunks_attends_now_here_now_there(path):
         config = config_from_gguf(file)
         accelerator = OnnxAccelerator(file, config, kv_budget_bytes=1 << 20, half_kv=True)
         accelerator.kv.budget_bytes = accelerator.kv.bytes_for(512)
-        device = HybridDevice(accelerator, config, Placed(Mode.SYNCHRONOUS, lambda key, tokens: HOST), kv="fp16")
+        device = HybridDevice(accelerator, config, Placed(Mode.SYNCHRONOUS, lambda key, tokens: HOST), kv="fp16",
+                              host_threads=2)
         s = Subject(device, file)
         ids = np.random.default_rng(5).integers(0, 260, 330)
         want = s.reference.forward(ids)
