@@ -95,7 +95,7 @@ def _paper(as_json: bool) -> None:
         print(json.dumps(report.paper_json(outcomes), indent=2))
         return
     print(report.paper_table(outcomes))
-    for setting in (paper_settings.SETTINGS[0], paper_settings.SETTINGS[3]):
+    for setting in (paper_settings.T4, paper_settings.STRONG_HOST):
         print(report.sensitivity_table(paper_settings.sensitivity(setting, progress=say)))
 
 

@@ -53,6 +53,7 @@ SETTINGS: tuple[Setting, ...] = (
       for output in (50, 100, 200, 300, 400)),
     *(_a10(output, 64, "NEO: up to 1.793 x") for output in (50, 100, 200, 300, 400)),
 )
+STRONG_HOST = SETTINGS[-2]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def run(settings: Sequence[Setting] = SETTINGS, policies: Sequence[str] = POLICI
     for setting in settings:
         hardware, shape = machine(setting.preset), model(setting.model)
         curves = describe(change(hardware) if change else hardware, shape)
-        limits = Limits(setting.pool_tokens, int(setting.host_bytes / curves.kv_bytes_host), chunk=setting.chunk)
+        limits = Limits(setting.pool_tokens, int(setting.host_bytes / curves.kv_bytes_host), chunk=setting.chunk,
+                        page=BLOCK)
         results = {}
         for policy in policies:
             if progress:

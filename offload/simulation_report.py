@@ -16,7 +16,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = {Mode.DEVICE_ONLY: "#0072B2", Mode.SYNCHRONOUS: "#56B4E9", Mode.PIPELINED: "#E69F00", Mode.OVERLAP: "#009E73",
            Mode.STREAMING: "#CC79A7"}
 BINS = 240  # of a picture's width
-WIDTH = 160  # characters of a table
+WIDTH = 118  # characters of a table
 
 
 def table(results: Sequence[SimulationResult]) -> str:
@@ -25,14 +25,14 @@ def table(results: Sequence[SimulationResult]) -> str:
 
     first = results[0]
     found = Table(title=f"KV pool of the device: {first.pool_tokens:,} tokens, {first.pool_bytes / 1e9:.2f} GB")
-    for name in ("policy", "tokens/s", "TTFT s, p50 / p99", "TBT ms, p50 / p99", "batch", "on device", "device busy",
-                 "host busy", "modes", "requests"):
-        found.add_column(name, justify="left" if name in ("policy", "modes") else "right")
+    for name in ("policy", "tokens/s", "TTFT s\np50, p99", "TBT ms\np50, p99", "batch", "on\ndevice", "device\nbusy",
+                 "host\nbusy", "modes", "requests"):
+        found.add_column(name, justify="left" if name in ("policy", "modes") else "right", no_wrap=name == "modes")
     for one in results:
-        modes = ", ".join(f"{mode} {share:.0%}" for mode, share in one.modes.items() if share >= 0.005)
+        modes = "\n".join(f"{mode} {share:.0%}" for mode, share in one.modes.items() if share >= 0.005)
         requests = f"{one.requests}" + (f", {one.refused} refused" if one.refused else "")
-        found.add_row(one.policy, f"{one.throughput:.1f}", f"{one.ttft.p50:.2f} / {one.ttft.p99:.2f}",
-                      f"{1e3 * one.tbt.p50:.0f} / {1e3 * one.tbt.p99:.0f}", f"{one.batch:.1f}", f"{one.on_device:.1f}",
+        found.add_row(one.policy, f"{one.throughput:.1f}", f"{one.ttft.p50:.1f}, {one.ttft.p99:.1f}",
+                      f"{1e3 * one.tbt.p50:.0f}, {1e3 * one.tbt.p99:.0f}", f"{one.batch:.1f}", f"{one.on_device:.1f}",
                       f"{one.device_utilization:.0%}", f"{one.host_utilization:.0%}", modes, requests)
     return _text(found)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_runtime.errors import InvalidRequestError
-from edge_runtime.offload.apex import Apex, whole_pages
-from edge_runtime.offload.choices import Choice, Mode, Row
+from edge_runtime.offload.apex import Apex
+from edge_runtime.offload.choices import SPLIT_GRAIN, Choice, Mode, Row
 from edge_runtime.offload.cost_model import CostModel, Curves
 from edge_runtime.offload.lap_replay import Cohort, LapReplay, Processors
 from edge_runtime.offload.lap_times import LapTimes, Load, PromptPart
@@ -30,7 +30,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 class Limits:
     """pool_tokens: KV that the device holds. host_tokens: KV that the host's pages hold. batch: sequences at a time.
     chunk: prompt tokens of a lap. bring: tokens of one sequence that come to the device after a lap. tbt_seconds: of a
-    lap while somebody interactive is there."""
+    lap while somebody interactive is there. page: tokens by which the device's pool is handed out."""
 
     pool_tokens: int
     host_tokens: int
@@ -38,11 +38,17 @@ class Limits:
     chunk: int = 512
     bring: int = 256
     tbt_seconds: float | None = None
+    page: int = SPLIT_GRAIN
 
     def __post_init__(self) -> None:
-        for name, least in (("pool_tokens", 0), ("host_tokens", 1), ("batch", 1), ("chunk", 1), ("bring", 1)):
+        for name, least in (("pool_tokens", 0), ("host_tokens", 1), ("batch", 1), ("chunk", 1), ("bring", 1),
+                            ("page", 1)):
             if getattr(self, name) < least:
                 raise InvalidRequestError(name, getattr(self, name), f"{least} or more")
+
+    def size(self, tokens: int) -> int:
+        """What a sequence takes of the device's pool."""
+        return -(-tokens // self.page) * self.page
 
 
 @dataclass(eq=False)
@@ -73,7 +79,7 @@ class Simulation:
             raise InvalidRequestError("policy", policy, f"one of {', '.join(POLICIES)}")
         self.policy, self.limits = policy, limits
         self.by = Processors(CostModel(curves))
-        self.apex = Apex(CostModel(curves), tbt_seconds=limits.tbt_seconds, **POLICIES[policy])
+        self.apex = Apex(CostModel(curves), size=limits.size, tbt_seconds=limits.tbt_seconds, **POLICIES[policy])
         self.records: list[LapRecord] = []
         self._alone = policy == "gpu-only"
         self._arriving = deque(_Sequence(i, request) for i, request in enumerate(requests))
@@ -106,7 +112,7 @@ class Simulation:
         prompts = self._chunks()
         rows = [self._row(s) for s in self._running.values() if not s.reading]
         parts = [PromptPart(count, s.read) for s, count in prompts]
-        reserved = sum(whole_pages(s.request.prompt) for s in self._running.values() if s.reading and s.on_device)
+        reserved = sum(self.limits.size(s.request.prompt) for s in self._running.values() if s.reading and s.on_device)
         choice = self.apex.choose(rows, max(self.limits.pool_tokens - reserved, 0), parts)
         for key in choice.evict:
             self._running[key].device_tokens = 0
@@ -189,13 +195,13 @@ class Simulation:
         while self._arriving and self._arriving[0].request.arrival <= self.by.now:
             s = self._arriving.popleft()
             most = min(self.limits.host_tokens, self.limits.pool_tokens if self._alone else self.limits.host_tokens)
-            if whole_pages(s.request.prompt + s.request.output) > most:
+            if self.limits.size(s.request.prompt + s.request.output) > most:
                 self._refused += 1
             else:
                 self._waiting.append(s)
         while self._waiting and len(self._running) < self.limits.batch:
             s = self._waiting[0]
-            room = self._on_device() + whole_pages(s.request.prompt + 1) <= self.limits.pool_tokens
+            room = self._on_device() + self.limits.size(s.request.prompt + 1) <= self.limits.pool_tokens
             whole = sum(r.request.prompt + r.request.output for r in self._running.values())
             if self._alone and (self._held_back or not room):
                 return
@@ -206,7 +212,7 @@ class Simulation:
 
     def _on_device(self) -> int:
         """Tokens of the device's pool that are taken."""
-        return sum(whole_pages(s.request.prompt + 1 if s.reading else s.device_tokens)
+        return sum(self.limits.size(s.request.prompt + 1 if s.reading else s.device_tokens)
                    for s in self._running.values() if s.device_tokens or (s.reading and s.on_device))
 
     def _bring(self, choice: Choice) -> int:
@@ -217,7 +223,7 @@ class Simulation:
             if s is None:
                 continue
             count = min(choice.wanted[key], s.tokens - 1, s.device_tokens + self.limits.bring) - s.device_tokens
-            more = whole_pages(s.device_tokens + count) - whole_pages(s.device_tokens)
+            more = self.limits.size(s.device_tokens + count) - self.limits.size(s.device_tokens)
             if count > 0 and self._on_device() + more <= self.limits.pool_tokens:
                 s.device_tokens += count
                 came += count
