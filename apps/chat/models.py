@@ -116,7 +116,7 @@ class Models:
         mode = {"whole-model": "host only" if status.kv_home == "host" else "device only"}.get(status.mode, status.mode)
         return {"device": status.device_kv_bytes, "host": status.host_kv_bytes,
                 "budget": status.host_kv_budget + status.device_kv_budget, "mode": mode,
-                "on": llm.plan.device if llm.plan else "cpu"}
+                "on": status.placement.device if status.placement else llm.plan.device if llm.plan else "cpu"}
 
     def _progress(self, progress: LoadProgress) -> None:
         if progress.stage != "ready":

@@ -17,6 +17,7 @@ from edge_runtime.errors import DeviceLostError, InvalidRequestError, OutOfMemor
 from edge_runtime.hybrid_model import threads_of
 from edge_runtime.models import bundled
 from edge_runtime.offload import profile_store
+from edge_runtime.offload.choices import Mode
 from tests.edge_runtime.llms import settled
 
 GAP = 1e-2  # of the two best logits, below which device and host may prefer different tokens
@@ -88,10 +89,22 @@ def test_replies_are_those_of_the_device_alone(device_only, hybrid, prompts):
     assert sum(one == other for one, other in zip(want, together)) >= len(prompts) // 2
     single = list(hybrid.generate(prompts[3], GREEDY, priority="interactive").token_ids)
     check_same(device_only, prompts[3], want[3], single)
-    modes = hybrid.status().placement.modes
-    assert sum(modes.values()) >= 24
-    # Eight sequences at once, in classes of capacity, are more than a pool of two: somebody attended on the host.
-    assert any(lap.on_host for lap in hybrid.status().placement.laps), modes
+    assert sum(hybrid.status().placement.modes.values()) >= 2 * 23
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_every_mode_gives_the_same_replies(mode, device_only, hybrid, prompts, monkeypatch):
+    monkeypatch.setattr(hybrid._loaded.device.apex, "force", mode)
+    before = hybrid.status().placement.modes.get(mode.value, 0)
+    replies = hybrid.generate(prompts, GREEDY)
+    for prompt, want, got in zip(prompts, device_only.generate(prompts, GREEDY), replies):
+        check_same(device_only, prompt, want.token_ids, got.token_ids)
+    laps = hybrid.status().placement.laps
+    assert hybrid.status().placement.modes[mode.value] > before
+    if mode is Mode.DEVICE_ONLY:
+        assert max(lap.on_device for lap in laps) > 1
+    else:  # the pool holds two full sequences of these eight
+        assert any(lap.mode is mode and lap.on_host for lap in laps)
 
 
 def test_8_bits_on_the_host(device_only, prompts):
