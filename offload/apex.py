@@ -135,8 +135,8 @@ class Apex:
         if best is not self.mode:
             stays = self.mode in rates and best is not Mode.DEVICE_ONLY and (
                 self._laps < self.stay or rates[best] <= (1 + self.hysteresis) * rates[self.mode])
-            if stays:
-                best = self.mode
+            if stays:  # even then, hybrid gives way to the device alone where that is better
+                best = Mode.DEVICE_ONLY if rates.get(Mode.DEVICE_ONLY, 0.0) > rates[self.mode] else self.mode
         if best is not self.mode:
             self.mode, self._laps = best, 0
         self._laps += 1

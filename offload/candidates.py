@@ -146,8 +146,7 @@ class Candidates:
             device = Load(count, self._before[count])
             host = sorted(rows, key=lambda row: row.flying < 0)
             before = [0, *accumulate(row.tokens for row in host)]
-            lap_time = self.times.device_only(device).seconds
-            busy = self._knee(before, lambda rows, seconds=lap_time: seconds) + 1
+            busy = self._busy(before, self.times.device_only(device).seconds)
             flying = sum(row.flying >= 0 for row in host)
             host = host[:max(busy, flying)] if count else host
             hosted, most = Load(len(host), before[len(host)]), min(self.times.layers, len(host))
@@ -237,6 +236,10 @@ class Candidates:
             return host * cost.curves.contention_host <= window(rows)
 
         return last(hidden, len(before) - 1)
+
+    def _busy(self, before: Sequence[int], seconds: float) -> int:
+        """Host rows whose attention, once each, keeps the host at work for so long."""
+        return self._knee(before, lambda rows: seconds) + 1
 
     def _part(self, device: Load, before: Sequence[int], admitted: int) -> int:
         """Host rows of sub-batch A, so that the rounds of A and B take equally long."""

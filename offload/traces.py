@@ -68,8 +68,8 @@ def synthetic(count: int, prompt: int, output: int, *, rate: float | None = None
     draw, now, found = random.Random(seed), 0.0, []
     for i in range(count):
         now += draw.expovariate(rate) if rate and i else 0.0
-        lengths = (max(1, round(mean * draw.uniform(1 - spread, 1 + spread))) for mean in (prompt, output))
-        found.append(Request(now, *lengths))
+        lengths = [max(1, round(mean * draw.uniform(1 - spread, 1 + spread))) for mean in (prompt, output)]
+        found.append(Request(now, lengths[0], lengths[1]))
     return found
 
 
