@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.devices.base import KVLayout
 from edge_runtime.devices.onnx import OnnxAccelerator
-from edge_runtime.devices.onnx.providers import Provider
+from edge_runtime.devices.onnx.providers import Provider, hardware
 from edge_runtime.kernels.team import default_threads
 from edge_runtime.models.config import ModelConfig
 from edge_runtime.models.gguf_file import GGUFFile
@@ -67,9 +67,11 @@ def load_hybrid(path: Path, file: GGUFFile, config: ModelConfig, tokenizer: Toke
 
 
 def threads_of(provider: Provider, threads: int | None, host_threads: int | None) -> tuple[int, int]:
-    """Of the device's sessions and of the host's attention. A device that is the processor itself has half of it."""
+    """Of the device's sessions and of the host's attention. A device that is the processor itself has half of it. The
+    provider is registered."""
     every = threads or default_threads()
-    if provider.memory != "cpu":
+    devices = hardware(provider)
+    if provider.name != "cpu" and not (devices and devices[0].device.type.name == "CPU"):
         return every, host_threads or every
     return max(1, every - (host_threads or every // 2)), host_threads or max(1, every // 2)
 
