@@ -258,12 +258,14 @@ def predict_decode(curves: Curves, lengths: Sequence[int], pool_tokens: int, *, 
         raise InvalidRequestError("laps", laps, "1 or more")
     policy = "apex" if mode is None else "gpu-only" if mode is Mode.DEVICE_ONLY else mode.value
     host = 2 * sum(lengths) + (laps + settle) * len(lengths)
-    simulation = Simulation(curves, [], Limits(pool_tokens, host, batch=len(lengths)), policy)
+    simulation = Simulation(curves, [], Limits(pool_tokens, host, batch=len(lengths), bring=max(lengths)), policy)
     simulation.apex = apex or simulation.apex
     simulation.start(lengths)
-    least = 4 * curves.layers  # overlap's cohorts have started, and landed once
     for lap in range(settle):
-        if not simulation.lap().bring and lap >= least:
+        choice = simulation.lap()
+        # Overlap's cohorts have started, and landed; otherwise the mode has had time to change.
+        least = 4 * curves.layers if choice.mode is Mode.OVERLAP else 2 * simulation.apex.stay
+        if not choice.bring and lap >= least:
             break
     began, before = simulation.by.now, len(simulation.records)
     for _ in range(laps):
