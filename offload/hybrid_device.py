@@ -167,15 +167,16 @@ class HybridDevice:
         self._writing.clear()
 
     def _shrink(self, step: Step, error: OutOfMemoryError, again: bool) -> bool:
-        """Less for the device; False where there is nothing smaller."""
+        """Less for the device. Whether to try again: where there is nothing smaller, once."""
         held = self._copies.taken()
         self._copies.drop_all()
         allowed = self._allowance.shrink(step.rows, held, again)
         self._copies.limit = self._allowance.tokens
         self._short += 1
-        if allowed:
-            LOG.warning("%s: out of memory in a step; %s. (%s)", self._accelerator.capabilities.name, allowed, error)
-        return bool(allowed)
+        if allowed or not again:
+            LOG.warning("%s: out of memory in a step; %s. (%s)", self._accelerator.capabilities.name,
+                        allowed or "it is run once more", error)
+        return bool(allowed) or not again
 
     def _prompts(self, slices: Sequence[SequenceSlice], done: StepRows) -> None:
         here = {s.key: s for s in slices if self._prompt_room(s)}
