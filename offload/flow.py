@@ -31,9 +31,9 @@ class Processors:
 class Rows:
     """Rows of a step in their order in the batch: `parts`, which attend on the device, then those of `host`.
 
-    keys, counts: the sequence of each slice, and its rows. ids, positions: int [n]. stored: the device's rows, to be written into the host's
-    pages too. partial: (first of the host's rows, how many, sequence on the device) of those whose skipped tokens the
-    device attends over.
+    keys, counts: the sequence of each slice, and its rows. ids, positions: int [n]. stored: the device's rows, to be
+    written into the host's pages too. partial: (first of the host's rows, how many, sequence on the device) of those
+    whose skipped tokens the device attends over.
     """
 
     keys: tuple[int, ...]

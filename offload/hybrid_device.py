@@ -252,10 +252,9 @@ class HybridDevice:
         return [flow]
 
     def _overlap(self, device: list[SequenceSlice], host: list[SequenceSlice], drain: bool) -> list[Flow]:
-        """The rows that are not under way start a cohort, as many as keep the cohorts one layer apart."""
+        """The host's rows that are not under way start a cohort: the scheduler gives as many as it reckons with."""
         if host and not drain:
-            size = -(-(self._cohorts.rows + len(host)) // self._accelerator.layers)
-            self._cohorts.start(Flow(self._by, self._rows([], host[:size])), host[:size])
+            self._cohorts.start(Flow(self._by, self._rows([], host)), host)
         flows = [Flow(self._by, self._rows(device, []))] if device else []
         overlap(self._by, flows[0] if flows else None, self._cohorts.flows, drain=drain)
         return [*flows, *self._cohorts.land(self._accelerator.layers)]
