@@ -149,11 +149,11 @@ class Simulation:
             fresh = tuple(key for key in choice.host if key not in flying)
             if fresh and choice.mode is Mode.OVERLAP:
                 self._cohorts.append(Cohort(fresh, load(fresh)))
-            device = [key for key in choice.device if key not in flying]
-            lap.overlap(load(device), self._cohorts, drain=choice.mode is not Mode.OVERLAP)
+            going = [key for key in choice.device if key not in flying]
+            lap.overlap(load(going), self._cohorts, drain=choice.mode is not Mode.OVERLAP)
             landed = [cohort for cohort in self._cohorts if cohort.layer == lap.layers and cohort.task is None]
             self._cohorts = [cohort for cohort in self._cohorts if cohort not in landed]
-            return [*device, *(key for cohort in landed for key in cohort.keys)]
+            return [*going, *(key for cohort in landed for key in cohort.keys)]
         host = load(choice.host)
         if choice.mode is Mode.STREAMING:
             lap.streaming(load(choice.device), host)

@@ -223,7 +223,7 @@ class BasicAttention:
         """The same over keys and values float32 [2, K, T, D] that come from the host."""
         n, c = len(queries), self._graphs.config
         if n == 1 and self._streams and kv.shape[2] % min(ROW_BLOCKS) == 0 and kv[0, 0].flags.c_contiguous:
-            return self._one_row(queries, *kv, kv.shape[2])
+            return self._one_row(queries, kv[0], kv[1], kv.shape[2])
         keys, values = (self._memory.upload(part[None]) for part in kv)
         rows, tokens = self._rows_of(n), kv.shape[2]
         padded = np.zeros((rows, c.q_width), np.float32)
