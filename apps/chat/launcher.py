@@ -173,7 +173,8 @@ def _bound(asked: int, last: int | None) -> socket.socket:
     """A listening socket on this machine's own address."""
     wanted = [asked] if asked else [*([last] if last else []), 0]
     for i, port in enumerate(wanted):
-        found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # With its protocol, or asyncio does not set TCP_NODELAY, and pieces of a reply wait 40 ms for acknowledgements.
+        found = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         if os.name != "nt":  # there it would let two programs have one port
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
