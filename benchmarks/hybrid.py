@@ -144,8 +144,8 @@ def everything_fits(machine: Machine, rounds: int) -> dict[str, Any]:
             chosen.append(median(free) / bare)
     return row("everything fits: slower than device-only", statistics.median(slower), 0.02, 0.0, "lower",
                f"{FITS}: device-only laps of the product against the device's calls alone, medians of 6 laps: "
-               f"{listed(slower, 3)}; the product also writes every token's KV to the host. Left to choose, it uses the "
-               f"host: {statistics.median(chosen):.2f} of the device's time")
+               f"{listed(slower, 3)}; the product also writes every token's KV to the host. Left to choose, it takes "
+               f"{statistics.median(chosen):.2f} of the device's time, with the host's help")
 
 
 def split(machine: Machine, rounds: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pieces of a stream leave at once: asyncio turns Nagle's algorithm off for the connections of our listening sockets."""
+"""Pieces of a stream leave at once: asyncio turns Nagle's algorithm off for connections of our listening sockets."""
 from __future__ import annotations
 
 import asyncio
