@@ -6,6 +6,7 @@ what came back before is in the ledger.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from edge_runtime.apps.summarizer.summarizer import Summarizer, Target, output_o
 from edge_runtime.errors import EdgeRuntimeError, MissingExtraError
 from edge_runtime.loading import fingerprint, resolve
 
+END_SECONDS = 2.0  # that threads of Ray Data may take to end; one that only polls stays
 SHARE = 64  # documents that a worker takes at once: two full batches
 
 
@@ -103,8 +105,10 @@ class RaySummarizer:
             _Worker, batch_size=None, concurrency=workers, num_cpus=cores,
             fn_constructor_kwargs={"model": None if self.model is None else str(self.model), "loading": self.loading,
                                    "options": self.options, "batch": source.batch, "created": source.created})
+        before = set(threading.enumerate())
+        rows = iter(dataset.iter_rows())
         try:
-            for row in dataset.iter_rows():
+            for row in rows:
                 told = json.loads(row["told"])
                 totals = self.totals
                 for name in ("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "retried"):
@@ -115,6 +119,8 @@ class RaySummarizer:
         except ray.exceptions.RayError as error:
             raise JobError(f"--ray {self.address}: {' '.join(str(error).split())[:1000]}. What is done is kept; give "
                            f"the same command again.") from error
+        finally:
+            _end_execution(rows, set(threading.enumerate()) - before)
 
     def _shares(self, source: Source, order: InOrder, names: dict[int, str]) -> Iterator[Any]:
         """Arrow tables of the items whose jobs are to run."""
@@ -137,6 +143,21 @@ class RaySummarizer:
             "item": self._arrow.array([json.dumps({"name": item.name, "hash": item.hash.hex(), "text": item.text,
                                                    "request": item.request, "line": item.line})
                                        for _, item in rows], self._arrow.large_string())})
+
+
+def _end_execution(rows: Iterator[Any], threads: set[threading.Thread]) -> None:
+    """Ends what Ray Data began for a run, also for one that was left early: its executor and the threads that fetch
+    ahead would go on, and where one of them finds the connection closed, Ray ends the process without a word."""
+    close = getattr(rows, "close", None)
+    if callable(close):
+        close()
+    for thread in threads:
+        shutdown = getattr(thread, "shutdown", None)
+        if callable(shutdown):
+            shutdown(force=True)
+    until = time.monotonic() + END_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 class _Worker:

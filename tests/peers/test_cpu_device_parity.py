@@ -60,6 +60,7 @@ def test_greedy_tokens_of_the_bundled_model_are_llama_cpps_unless_both_could_err
     gap = np.abs(want[rows, mine] - want[rows, other])
     error = np.minimum(np.abs(ours - want).max(-1), np.abs(theirs - want).max(-1))
     assert (mine == other).mean() >= 0.97
-    # Two logits that are each off by up to `error` change places where they are at most twice that apart.
-    assert ((mine == other) | (gap <= 2 * error)).all()
+    # Two logits that are each off by up to `error` change places where they are at most twice that apart. Where ours is
+    # the float reference's token, llama.cpp erred alone.
+    assert ((mine == other) | (mine == want.argmax(-1)) | (gap <= 2 * error)).all()
     assert (mine == want.argmax(-1)).mean() >= (other == want.argmax(-1)).mean() - 0.01
