@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
@@ -21,6 +22,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ALLOWED_HEADERS = b"authorization, content-type"
+LINGER_SECONDS = 5.0  # how long a refused body is read on, and dropped
 
 
 class ClientGone(Exception):
@@ -60,7 +62,7 @@ class Guard:
             known = api_error(error, scope["path"])
             if known.status == 500:
                 log.exception("%s %s failed", scope["method"], scope["path"], exc_info=error)
-            await answer.error(known)
+            await answer.error(known, receive)
         finally:
             self.state.running.discard(task)
             path = scope["path"] if scope["path"] in self.state.paths else "other"
@@ -125,19 +127,39 @@ class _Answer:
         await self._send(message)
 
     async def simple(self, status: int, body: bytes = b"", headers: list[tuple[bytes, bytes]] | None = None) -> None:
-        await self.send({"type": "http.response.start", "status": status, "headers": [
-            (b"content-length", str(len(body)).encode()), *(headers or [])]})
-        await self.send({"type": "http.response.body", "body": body})
+        await self._begin(status, body, headers or [])
+        await self.send({"type": "http.response.body", "body": b""})
 
-    async def error(self, error: ApiError) -> None:
-        """As the whole answer; as the last event of a stream that has begun."""
+    async def _begin(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """Everything that the client is to see, with the exchange left open."""
+        await self.send({"type": "http.response.start", "status": status, "headers": [
+            (b"content-length", str(len(body)).encode()), *headers]})
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def error(self, error: ApiError, receive: Receive | None = None) -> None:
+        """As the whole answer; as the last event of a stream that has begun. receive: what the client still sends is
+        read from there, for a while, where the answer closes the connection: closing on unread bytes resets it, and
+        the client may lose the answer with them."""
         if not self.status:
             headers = [(key.encode(), value.encode()) for key, value in error.headers.items()]
             headers.append((b"content-type", b"application/json"))
-            await self.simple(error.status, orjson.dumps(error.body), headers)
+            await self._begin(error.status, orjson.dumps(error.body), headers)
+            if receive is not None and error.headers.get("connection") == "close":
+                await _drop_body(receive)
+            await self.send({"type": "http.response.body", "body": b""})
         elif self._stream and not self._done:
             await self.send({"type": "http.response.body", "body": b"data: " + orjson.dumps(error.body) + b"\n\n"})
             self.status = error.status
+
+
+async def _drop_body(receive: Receive) -> None:
+    """Read a request to its end, or until its client leaves, for LINGER_SECONDS at most."""
+    async def rest() -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(rest(), LINGER_SECONDS)
 
 
 def _name(host: str) -> str:

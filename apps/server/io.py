@@ -55,7 +55,7 @@ def _checked(body: bytes, schema: Schema) -> dict[str, Any]:
 
 
 def _too_large(limit: int) -> ApiError:
-    # The rest of the body is not read: the connection cannot be used again.
+    # The connection is not used again: where the rest of the body is long, nobody waits for it.
     return ApiError(413, f"The request body is larger than {limit} bytes.", code="request_too_large",
                     headers={"connection": "close"})
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -20,6 +21,7 @@ pytest.importorskip("uvicorn")
 
 from edge_runtime import LLM
 from edge_runtime.apps.model_host import ModelHost
+from edge_runtime.apps.server import guard
 from edge_runtime.apps.server.settings import ServerSettings
 from edge_runtime.errors import InvalidRequestError
 from tests.apps.servers import PATIENCE, ServerProcess, echo_llm, serving
@@ -127,6 +129,28 @@ def test_bodies_beyond_the_limit_are_refused_unread(echo):
     fits = {**HELLO, "messages": [{"role": "user", "content": "x" * 900_000}]}
     assert call(url, CHAT, fits)[1]["error"]["code"] == "context_length_exceeded"
     assert call(url, CHAT, HELLO | {"max_tokens": 2})[0] == 200
+
+
+def test_a_client_that_sends_all_before_it_reads_gets_the_refusal_whole(echo):
+    for _ in range(5):
+        connection = http.client.HTTPConnection(echo[0].removeprefix("http://"), timeout=PATIENCE)
+        connection.request("POST", CHAT, b" " * 12_000_000, {"content-type": "application/json"})
+        time.sleep(0.05)  # an answer that a reset had followed would be gone by now
+        answer = connection.getresponse()
+        assert answer.status == 413 and json.loads(answer.read())["error"]["code"] == "request_too_large"
+        connection.close()
+
+
+def test_a_body_without_an_end_is_not_read_for_ever(echo, monkeypatch):
+    monkeypatch.setattr(guard, "LINGER_SECONDS", 0.3)
+    host, _, port = echo[0].removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+        connection.sendall(post(CHAT, b"", length=10**15))
+        began = time.monotonic()
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            while time.monotonic() < began + PATIENCE:
+                connection.sendall(b" " * 65536)
+    assert call(echo[0], "/health")[0] == 200
 
 
 def test_garbage_instead_of_http(echo):
