@@ -43,6 +43,7 @@ OPERANDS = ("counter", "step", "rows_at", "weights", "row_blocks", "row_bytes", 
 (COUNTER, STEP, ROWS_AT, WEIGHTS, ROW_BLOCKS, ROW_BYTES, BLOCKS, CHUNK, X, X_STRIDE, X_SCALE, X_SCALE_STRIDE, X_SUM,
  X_HALF, X_HALF_STRIDE, INIT, INIT_STRIDE, Y, Y_STRIDE, X_LOW, SCALE_LOW, HALF_LOW) = range(len(OPERANDS))
 PREFETCH_BYTES = 2048  # ahead of use, in each of two streams; measured best of 1024, 2048 and 4096 with one row
+LINE = memory.LINE
 
 
 def operands(**values: int):
@@ -109,13 +110,17 @@ def make_micro(form: TileFormat, columns: int, row_blocks: int = 1, passes: int 
 
     Two row blocks share the broadcast of an activation, and are two streams from memory: one row alone reads 16 %
     faster than with one.
+
+    ahead: address of the row blocks that come next. With one or two columns, a question of bandwidth, each stream runs
+    PREFETCH_BYTES ahead of its use, and on into those. With more, weights are used again from the caches, and a call
+    fetches its share of the next ones: `lines` cache lines from `ahead` on for each tile.
     """
     grid = [(t, r) for t in range(columns) for r in range(row_blocks)]
     vectors = [(t, p) for t in range(columns) for p in range(passes)]
 
     @micro_kernel
     def tile_product(e, weights, row_bytes, blocks, x, x_stride, x_scale, x_scale_stride, x_sum, x_half,
-                     x_half_stride, init, init_stride, y, y_stride, x_low, scale_low, half_low):
+                     x_half_stride, init, init_stride, y, y_stride, x_low, scale_low, half_low, ahead, lines):
         b = e.b
         column = lambda base, stride: [b.add(base, b.mul(stride, c64(t))) for t in range(columns)]
         every = lambda base, stride, low: {(t, p): b.add(b.add(base, b.mul(stride, c64(t))), b.mul(low, c64(p)))
@@ -129,13 +134,24 @@ def make_micro(form: TileFormat, columns: int, row_blocks: int = 1, passes: int 
         none, bound = fill(0, i32, LANES), (1 << form.bits) - 1
         parts = 2 if form.scales == "k16" else 1
 
+        def fetch_ahead(tiles, group):
+            if columns > 2:
+                some = b.mul(lines, c64(LINE))
+                with e.loop(lines) as loop:
+                    e.prefetch(b.add(b.add(ahead, b.mul(group, some)), b.mul(loop.index, c64(LINE))), locality=2)
+                return
+            for r, tile in enumerate(tiles):
+                behind = b.add(b.sub(tile, row_weights[r]), c64(PREFETCH_BYTES))
+                past = b.sub(behind, row_bytes)
+                following = b.add(b.add(ahead, b.mul(row_bytes, c64(r))), past)
+                target = b.select(b.icmp_signed("<", past, c64(0)), b.add(tile, c64(PREFETCH_BYTES)), following)
+                for line in range(0, form.tile_bytes, LINE):
+                    e.prefetch(target, line)
+
         def tile_sums(tiles, group, sums, d, dmin):
             """One tile of each row block; group is its index along the inputs."""
             g4, g32, g8 = b.mul(group, c64(4)), b.mul(group, c64(32)), b.mul(group, c64(8))
-            if columns <= 2:
-                for tile in tiles:
-                    for line in range(0, form.tile_bytes, 64):
-                        e.prefetch(tile, PREFETCH_BYTES + line)
+            fetch_ahead(tiles, group)
             codes = [TileCodes(e, form, tile) for tile in tiles]
             total = {v: e.splat(e.load(totals[v], g4, i32, 4)) for v in vectors}
             accumulators = {}
@@ -201,9 +217,13 @@ def make_micro(form: TileFormat, columns: int, row_blocks: int = 1, passes: int 
 
 def make_product(form: TileFormat, most: int, passes: int = 1) -> Callable:
     """The kernel: claims row blocks, and for each runs the micro-kernels over all activation rows."""
-    wide_columns = max(2, most // 2 // passes)
-    pair, pair_two, pair_one = (make_micro(form, columns, 2, passes) for columns in (wide_columns, 2, 1))
-    single, single_one = make_micro(form, wide_columns, 1, passes), make_micro(form, 1, 1, passes)
+    four = max(2, most // 2 // passes)
+    # Six columns hide the dot product's latency better where a tile has one scale: more of them spill registers.
+    six = 6 if four == 4 and form.scales == "f16" else four
+    pair_six, pair_four, pair_two, pair_one = (make_micro(form, columns, 2, passes) for columns in (six, four, 2, 1))
+    single_four, single_one = (make_micro(form, columns, 1, passes) for columns in (four, 1))
+    has_six, has_four = six > four, four > 2  # known when compiled: what is the same is not compiled twice
+    tile_lines, tiles_per_block = 2 * -(-form.tile_bytes // LINE), form.tiles_per_block
 
     def product(op, thread, threads):
         rows = i64_at(i64_at(op, STEP), i64_at(op, ROWS_AT))
@@ -216,42 +236,53 @@ def make_product(form: TileFormat, most: int, passes: int = 1) -> Callable:
         x_low, scale_low, half_low = i64_at(op, X_LOW), i64_at(op, SCALE_LOW), i64_at(op, HALF_LOW)
         if rows == 0:
             return
-        while True:
-            first = fetch_add(counter, chunk)
-            if first >= row_blocks:
-                break
+        # Calls with many columns share out among them what is fetched of the next row blocks.
+        shares = max(rows // six + (1 if rows % six >= four else 0), 1)
+        lines = (tile_lines + shares - 1) // shares
+        share_bytes = lines * LINE * blocks * tiles_per_block
+        first = fetch_add(counter, chunk)
+        while first < row_blocks:
+            following = fetch_add(counter, chunk)  # claimed ahead of time: its weights can be fetched ahead
             last = min(first + chunk, row_blocks)
             block = first
             while block < last:
                 step = 2 if block + 1 < last else 1
                 w, out, start = weights + block * row_bytes, y + block * 64, init + block * 64
+                next_block = block + step if block + step < last else following
+                ahead = weights + next_block * row_bytes if next_block < row_blocks else w
                 m = 0
                 while m < rows:
                     a, s, z, h = x + m * x_stride, x_scale + m * x_scale_stride, x_sum + m * x_scale_stride, \
                         x_half + m * x_half_stride
                     i, o = start + m * init_stride, out + m * y_stride
                     left = rows - m
-                    if left >= wide_columns and step == 2:
-                        pair(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i, init_stride,
-                             o, y_stride, x_low, scale_low, half_low)
-                        m += wide_columns
-                    elif left >= wide_columns:
-                        single(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                               init_stride, o, y_stride, x_low, scale_low, half_low)
-                        m += wide_columns
+                    part = ahead + m // six * share_bytes
+                    if has_six and left >= six and step == 2:
+                        pair_six(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
+                                 init_stride, o, y_stride, x_low, scale_low, half_low, part, lines)
+                        m += six
+                    elif has_four and left >= four and step == 2:
+                        pair_four(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
+                                  init_stride, o, y_stride, x_low, scale_low, half_low, part, lines)
+                        m += four
+                    elif left >= four and step == 1:
+                        single_four(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
+                                    init_stride, o, y_stride, x_low, scale_low, half_low, part, lines)
+                        m += four
                     elif left >= 2 and step == 2:
                         pair_two(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                                 init_stride, o, y_stride, x_low, scale_low, half_low)
+                                 init_stride, o, y_stride, x_low, scale_low, half_low, ahead, lines)
                         m += 2
                     elif step == 2:
                         pair_one(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                                 init_stride, o, y_stride, x_low, scale_low, half_low)
+                                 init_stride, o, y_stride, x_low, scale_low, half_low, ahead, lines)
                         m += 1
                     else:
                         single_one(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                                   init_stride, o, y_stride, x_low, scale_low, half_low)
+                                   init_stride, o, y_stride, x_low, scale_low, half_low, ahead, lines)
                         m += 1
                 block += step
+            first = following
 
     return product
 

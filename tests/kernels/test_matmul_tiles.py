@@ -44,7 +44,8 @@ def product(name: str, packed: np.ndarray, rows: int, x: np.ndarray, init: np.nd
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
-@pytest.mark.parametrize("rows,inputs,m", [(16, 256, 1), (40, 512, 2), (100, 768, 15), (33, 256, 7)])
+@pytest.mark.parametrize("rows,inputs,m", [
+    (16, 256, 1), (40, 512, 2), (100, 768, 15), (33, 256, 7), (64, 256, 16), (48, 512, 11), (130, 256, 4)])
 def test_product_equals_numpy(name, rows, inputs, m):
     seed = rows + m
     print("seed", seed)
