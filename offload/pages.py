@@ -1,10 +1,8 @@
 """Host memory for KV pages: a pool that grows and shrinks by slabs, with a reference count per page."""
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import heapq
-import mmap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,37 +10,16 @@ import numpy as np
 
 from edge_runtime.devices.base import KV_DTYPES, PAGE_TOKENS, KVLayout
 from edge_runtime.errors import OutOfMemoryError
+from edge_runtime.kernels.huge_memory import HugeMemory
 
 __all__ = ["KV_DTYPES", "PAGE_TOKENS", "KVLayout", "PagePool", "PoolStats", "pages_for"]
 
-HUGE_PAGE = 2 << 20  # slabs start at its multiples, so that the kernel may back them with huge pages
 SLAB_BYTES = 32 << 20  # one mmap per 32 MiB: a few system calls per GB, and little to strand when a slab empties
 
 
 def pages_for(tokens: int) -> int:
     """Pages that `tokens` tokens of one sequence fill."""
     return -(-tokens // PAGE_TOKENS)
-
-
-class _Slab:
-    """Anonymous private memory, aligned to 2 MiB. Untouched parts cost nothing; `close` gives it all back."""
-
-    def __init__(self, nbytes: int):
-        self.nbytes = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
-        length = self.nbytes + HUGE_PAGE
-        if hasattr(mmap, "MAP_PRIVATE"):
-            # The default, MAP_SHARED, would make this shared memory, which huge pages rarely back.
-            self._map = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
-        else:
-            self._map = mmap.mmap(-1, length)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self.address = -(-start // HUGE_PAGE) * HUGE_PAGE
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # a kernel built without transparent huge pages
-                self._map.madvise(mmap.MADV_HUGEPAGE)
-
-    def close(self) -> None:
-        self._map.close()
 
 
 @dataclass(frozen=True)
@@ -76,7 +53,7 @@ class PagePool:
         self.capacity = max(0, self.budget_bytes) // self.page_bytes
         self.reclaim: Callable[[int], object] | None = None
         self._slab_pages = max(1, min(SLAB_BYTES // self.page_bytes, self.capacity))
-        self._slabs: dict[int, _Slab] = {}  # slab index -> memory; ids of slab s: s * slab_pages + 0, 1, ...
+        self._slabs: dict[int, HugeMemory] = {}  # slab index -> memory; ids of slab s: s * slab_pages + 0, 1, ...
         self._slab_used: dict[int, int] = {}
         self._refcounts: dict[int, int] = {}
         self._free: list[int] = []  # heap: low ids first, so that high slabs empty and go back
@@ -197,7 +174,7 @@ class PagePool:
     def _grow(self) -> None:
         slab = next(index for index in range(len(self._slabs) + 1) if index not in self._slabs)
         try:
-            self._slabs[slab] = _Slab(self._slab_pages * self.page_bytes)
+            self._slabs[slab] = HugeMemory(self._slab_pages * self.page_bytes)
         except OSError as error:
             raise OutOfMemoryError(f"the system refused {self._slab_pages * self.page_bytes / 2**20:.0f} MiB for KV "
                                    f"pages: {error}") from error

@@ -17,7 +17,7 @@ from edge_runtime.models.config import ModelConfig
 from edge_runtime.models.gguf_file import GGUFFile
 from edge_runtime.models.names import EMBEDDING, HEAD, OUTPUT_NORM, layer_names
 
-CLAIM_BYTES = 64 << 10  # of weights, taken at a time: long enough to stream, short enough to share
+CLAIM_BYTES = 128 << 10  # of weights, taken at a time: long enough to stream, short enough to share
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,18 @@
 """Weights as the CPU's kernels read them: every matrix packed once, the file's pages given back on the way."""
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from edge_runtime.kernels import pack_tiles
 from edge_runtime.kernels.compile import Progress
+from edge_runtime.kernels.huge_memory import HugeMemory
 from edge_runtime.kernels.team import Operation, Program, Team
 from edge_runtime.kernels.tiles import FLOAT_FORMATS, FORMATS, matrix_bytes, row_blocks
 from edge_runtime.models.config import ModelConfig
 from edge_runtime.models.gguf_file import GGUFFile
 from edge_runtime.models.names import EMBEDDING, HEAD, layer_names
 
-HUGE_PAGE = 2 << 20
 GROUP_BYTES = 32 << 20  # packed at a time: what a load holds beyond the packed weights
 
 
@@ -75,11 +72,8 @@ class PackedWeights:
     def __init__(self, file: GGUFFile, config: ModelConfig, team: Team, progress: Progress | None = None):
         names = matrix_names(config)
         self.nbytes = packed_bytes(file, config)
-        self._memory = mmap.mmap(-1, self.nbytes + HUGE_PAGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        base = np.frombuffer(self._memory, np.uint8).ctypes.data
-        at = -(-base // HUGE_PAGE) * HUGE_PAGE
+        self._memory = HugeMemory(self.nbytes)
+        at = self._memory.address
         self.matrices: dict[str, PackedMatrix] = {}
         for name in names:
             info = file.tensors[name]
@@ -106,6 +100,7 @@ class PackedWeights:
 
     def close(self) -> None:
         self.matrices.clear()
+        self._memory.close()
 
 
 def _aligned(size: int) -> int:
