@@ -11,6 +11,8 @@ from edge_runtime.offload.curves import Curves, Grid, Line
 __all__ = ["CostModel", "Curves"]
 
 WEIGHT = 0.1  # of a new measurement in the running correction: the last 20 steps or so
+COMMON = 0.75  # of that, what counts for steps of every kind: a machine that slows down slows all of them ...
+COMMON_BOUND = 1.25  # ... by so much at most: what is further off is taken for a fault of the curves of that kind
 STEP = 2.0  # most that one measurement counts for: a page fault or a compilation is no trend
 BOUND = 4.0  # of the correction: what is further off needs a new profile, not a factor
 KEPT = 256  # measurements that `error` looks back on
@@ -31,7 +33,8 @@ class CostModel:
         self._bring = Line(curves.bring) if curves.bring else None
         self._device, self._host = Grid(curves.device_attention), Grid(curves.host_attention)
         self._device_prompt, self._host_prompt = Grid(curves.device_prompt), Grid(curves.host_prompt)
-        self._factors: dict[str, float] = {}
+        self._common = 0.0  # logarithms of what predictions are multiplied with: of all kinds, and of each besides
+        self._own: dict[str, float] = {}
         self._ratios: dict[str, deque[float]] = {}
 
     def linear(self, rows: float) -> float:
@@ -97,8 +100,10 @@ class CostModel:
         return max(self.together(device, host))
 
     def correction(self, kind: str) -> float:
-        """What predictions of a kind of step are to be multiplied with, 1 before anything was measured."""
-        return self._factors.get(kind, 1.0)
+        """What predictions of a kind of step are to be multiplied with, 1 before anything was measured. A kind that was
+        not measured yet has what is common to those that were: else it would look better than they do for no reason but
+        that nobody tried it."""
+        return min(max(math.exp(self._common + self._own.get(kind, 0.0)), 1 / BOUND), BOUND)
 
     def corrected(self, kind: str, seconds: float) -> float:
         return seconds * self.correction(kind)
@@ -109,8 +114,11 @@ class CostModel:
             return
         ratio = measured / predicted
         self._ratios.setdefault(kind, deque(maxlen=KEPT)).append(predicted / measured)
-        factor = self.correction(kind) * min(max(ratio, 1 / STEP), STEP) ** WEIGHT
-        self._factors[kind] = min(max(factor, 1 / BOUND), BOUND)
+        off = WEIGHT * math.log(min(max(ratio, 1 / STEP), STEP))
+        drift, limit = math.log(COMMON_BOUND), math.log(BOUND)
+        common = min(max(self._common + COMMON * off, -drift), drift)
+        own = self._own.get(kind, 0.0) + off - (common - self._common)
+        self._common, self._own[kind] = common, min(max(own, -limit - common), limit - common)
 
     @property
     def error(self) -> float:
