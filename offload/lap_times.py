@@ -93,7 +93,7 @@ class LapTimes:
         busy = linear_a + attention + linear_b
         both = cost.overlapped(busy, a + b)
         layer = max(both, linear_b + slower * b, linear_a + slower * a)
-        head = cost.head(device.rows + first.rows + self.prompt_ends) + cost.head(second.rows)
+        head = cost.head(device.rows + first.rows + second.rows + self.prompt_ends)  # one for both
         hidden = both > slower * (a + b) and layer == both
         parts = {"weights": linear_a + linear_b, "device attention": attention} if hidden else {
             "host attention": works_a + works_b, "transfer": a + b - works_a - works_b}
