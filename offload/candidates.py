@@ -78,8 +78,9 @@ class Candidates:
                          upload=self._upload(missing))
 
     def synchronous(self) -> Candidate | None:
-        """All rows run; the device's share grows until the pool is full or both sides take equally long. The row at the
-        border is split, where that promises enough."""
+        """All rows run; the device's share grows until the pool is full or both sides take equally long, or is nothing
+        where its attention is worth less than it slows the host's. The row at the border is split, where that promises
+        enough."""
         count, held = len(self.fitting), self._before
         rows, total = len(self.rows), sum(row.tokens for row in self.rows)
 
@@ -95,7 +96,7 @@ class Candidates:
             return ends[0] <= ends[1]
 
         border = last(lambda whole: hides(whole, 0), count)
-        shares = [(whole, 0) for whole in {border, border + 1, min(self._ready, border)}
+        shares = [(whole, 0) for whole in {0, border, border + 1, min(self._ready, border)}
                   if whole <= count and whole < rows]
         if self._can_split:
             row = self.fitting[border] if border < count else max(

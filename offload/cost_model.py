@@ -11,6 +11,7 @@ from edge_runtime.offload.curves import Curves, Grid, Line
 __all__ = ["CostModel", "Curves"]
 
 WEIGHT = 0.1  # of a new measurement in the running correction: the last 20 steps or so
+EAGER = 4  # the first measurements of all count for more, 1/4, 1/5 ...: the profile was taken at another time
 COMMON = 0.75  # of that, what counts for steps of every kind: a machine that slows down slows all of them ...
 COMMON_BOUND = 1.25  # ... by so much at most: what is further off is taken for a fault of the curves of that kind
 STEP = 2.0  # most that one measurement counts for: a page fault or a compilation is no trend
@@ -35,6 +36,7 @@ class CostModel:
         self._device_prompt, self._host_prompt = Grid(curves.device_prompt), Grid(curves.host_prompt)
         self._common = 0.0  # logarithms of what predictions are multiplied with: of all kinds, and of each besides
         self._own: dict[str, float] = {}
+        self._notes = 0
         self._ratios: dict[str, deque[float]] = {}
 
     def linear(self, rows: float) -> float:
@@ -114,7 +116,8 @@ class CostModel:
             return
         ratio = measured / predicted
         self._ratios.setdefault(kind, deque(maxlen=KEPT)).append(predicted / measured)
-        off = WEIGHT * math.log(min(max(ratio, 1 / STEP), STEP))
+        off = max(WEIGHT, 1 / (EAGER + self._notes)) * math.log(min(max(ratio, 1 / STEP), STEP))
+        self._notes += 1
         drift, limit = math.log(COMMON_BOUND), math.log(BOUND)
         common = min(max(self._common + COMMON * off, -drift), drift)
         own = self._own.get(kind, 0.0) + off - (common - self._common)
