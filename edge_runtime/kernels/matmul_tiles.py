@@ -43,6 +43,7 @@ OPERANDS = ("counter", "step", "rows_at", "weights", "row_blocks", "row_bytes", 
 (COUNTER, STEP, ROWS_AT, WEIGHTS, ROW_BLOCKS, ROW_BYTES, BLOCKS, CHUNK, X, X_STRIDE, X_SCALE, X_SCALE_STRIDE, X_SUM,
  X_HALF, X_HALF_STRIDE, INIT, INIT_STRIDE, Y, Y_STRIDE, X_LOW, SCALE_LOW, HALF_LOW) = range(len(OPERANDS))
 PREFETCH_BYTES = 2048  # ahead of use, in each of two streams; measured best of 1024, 2048 and 4096 with one row
+FEW_ROWS = 96  # for more of them, weights are waited for too rarely to be fetched ahead
 LINE = memory.LINE
 
 
@@ -105,7 +106,7 @@ def load_scales(e: Emit, form: TileFormat, tile: ir.Value, d: ir.Value | None,
     return [b.fmul(d, codes(16 * half, True)) for half in range(2)], None
 
 
-def make_micro(form: TileFormat, columns: int, row_blocks: int = 1, passes: int = 1) -> Callable:
+def make_micro(form: TileFormat, columns: int, row_blocks: int = 1, passes: int = 1, fetch: bool = True) -> Callable:
     """y[columns, 16 * row_blocks] = init + all tiles of the row blocks times `columns` activation rows.
 
     Two row blocks share the broadcast of an activation, and are two streams from memory: one row alone reads 16 %
@@ -113,14 +114,15 @@ def make_micro(form: TileFormat, columns: int, row_blocks: int = 1, passes: int 
 
     ahead: address of the row blocks that come next. With one or two columns, a question of bandwidth, each stream runs
     PREFETCH_BYTES ahead of its use, and on into those. With more, weights are used again from the caches, and a call
-    fetches its share of the next ones: `lines` cache lines from `ahead` on for each tile.
+    fetches its share of the next ones, `pace` bytes from `ahead` on for each tile; fetch: if at all. (A loop over just
+    the lines of that share would cut the code in two, which costs a quarter of the speed.)
     """
     grid = [(t, r) for t in range(columns) for r in range(row_blocks)]
     vectors = [(t, p) for t in range(columns) for p in range(passes)]
 
     @micro_kernel
     def tile_product(e, weights, row_bytes, blocks, x, x_stride, x_scale, x_scale_stride, x_sum, x_half,
-                     x_half_stride, init, init_stride, y, y_stride, x_low, scale_low, half_low, ahead, lines):
+                     x_half_stride, init, init_stride, y, y_stride, x_low, scale_low, half_low, ahead, pace):
         b = e.b
         column = lambda base, stride: [b.add(base, b.mul(stride, c64(t))) for t in range(columns)]
         every = lambda base, stride, low: {(t, p): b.add(b.add(base, b.mul(stride, c64(t))), b.mul(low, c64(p)))
@@ -136,9 +138,9 @@ def make_micro(form: TileFormat, columns: int, row_blocks: int = 1, passes: int 
 
         def fetch_ahead(tiles, group):
             if columns > 2:
-                some = b.mul(lines, c64(LINE))
-                with e.loop(lines) as loop:
-                    e.prefetch(b.add(b.add(ahead, b.mul(group, some)), b.mul(loop.index, c64(LINE))), locality=2)
+                target = b.add(ahead, b.mul(group, pace))
+                for line in range(0, row_blocks * form.tile_bytes, LINE):
+                    e.prefetch(target, line, locality=2)
                 return
             for r, tile in enumerate(tiles):
                 behind = b.add(b.sub(tile, row_weights[r]), c64(PREFETCH_BYTES))
@@ -151,7 +153,8 @@ def make_micro(form: TileFormat, columns: int, row_blocks: int = 1, passes: int 
         def tile_sums(tiles, group, sums, d, dmin):
             """One tile of each row block; group is its index along the inputs."""
             g4, g32, g8 = b.mul(group, c64(4)), b.mul(group, c64(32)), b.mul(group, c64(8))
-            fetch_ahead(tiles, group)
+            if fetch:
+                fetch_ahead(tiles, group)
             codes = [TileCodes(e, form, tile) for tile in tiles]
             total = {v: e.splat(e.load(totals[v], g4, i32, 4)) for v in vectors}
             accumulators = {}
@@ -221,9 +224,10 @@ def make_product(form: TileFormat, most: int, passes: int = 1) -> Callable:
     # Six columns hide the dot product's latency better where a tile has one scale: more of them spill registers.
     six = 6 if four == 4 and form.scales == "f16" else four
     pair_six, pair_four, pair_two, pair_one = (make_micro(form, columns, 2, passes) for columns in (six, four, 2, 1))
+    pair_many = make_micro(form, four, 2, passes, fetch=False)
     single_four, single_one = (make_micro(form, columns, 1, passes) for columns in (four, 1))
     has_six, has_four = six > four, four > 2  # known when compiled: what is the same is not compiled twice
-    tile_lines, tiles_per_block = 2 * -(-form.tile_bytes // LINE), form.tiles_per_block
+    pair_bytes, tiles_per_block = 2 * form.tile_bytes, form.tiles_per_block
 
     def product(op, thread, threads):
         rows = i64_at(i64_at(op, STEP), i64_at(op, ROWS_AT))
@@ -238,8 +242,9 @@ def make_product(form: TileFormat, most: int, passes: int = 1) -> Callable:
             return
         # Calls with many columns share out among them what is fetched of the next row blocks.
         shares = max(rows // six + (1 if rows % six >= four else 0), 1)
-        lines = (tile_lines + shares - 1) // shares
-        share_bytes = lines * LINE * blocks * tiles_per_block
+        pace = (pair_bytes + shares - 1) // shares
+        share_bytes = pace * blocks * tiles_per_block
+        many = rows > FEW_ROWS
         first = fetch_add(counter, chunk)
         while first < row_blocks:
             following = fetch_add(counter, chunk)  # claimed ahead of time: its weights can be fetched ahead
@@ -257,29 +262,33 @@ def make_product(form: TileFormat, most: int, passes: int = 1) -> Callable:
                     i, o = start + m * init_stride, out + m * y_stride
                     left = rows - m
                     part = ahead + m // six * share_bytes
-                    if has_six and left >= six and step == 2:
+                    if has_four and many and left >= four and step == 2:
+                        pair_many(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
+                                  init_stride, o, y_stride, x_low, scale_low, half_low, part, pace)
+                        m += four
+                    elif has_six and left >= six and step == 2:
                         pair_six(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                                 init_stride, o, y_stride, x_low, scale_low, half_low, part, lines)
+                                 init_stride, o, y_stride, x_low, scale_low, half_low, part, pace)
                         m += six
                     elif has_four and left >= four and step == 2:
                         pair_four(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                                  init_stride, o, y_stride, x_low, scale_low, half_low, part, lines)
+                                  init_stride, o, y_stride, x_low, scale_low, half_low, part, pace)
                         m += four
                     elif left >= four and step == 1:
                         single_four(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                                    init_stride, o, y_stride, x_low, scale_low, half_low, part, lines)
+                                    init_stride, o, y_stride, x_low, scale_low, half_low, part, pace)
                         m += four
                     elif left >= 2 and step == 2:
                         pair_two(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                                 init_stride, o, y_stride, x_low, scale_low, half_low, ahead, lines)
+                                 init_stride, o, y_stride, x_low, scale_low, half_low, ahead, pace)
                         m += 2
                     elif step == 2:
                         pair_one(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                                 init_stride, o, y_stride, x_low, scale_low, half_low, ahead, lines)
+                                 init_stride, o, y_stride, x_low, scale_low, half_low, ahead, pace)
                         m += 1
                     else:
                         single_one(w, row_bytes, blocks, a, x_stride, s, x_scale_stride, z, h, x_half_stride, i,
-                                   init_stride, o, y_stride, x_low, scale_low, half_low, ahead, lines)
+                                   init_stride, o, y_stride, x_low, scale_low, half_low, ahead, pace)
                         m += 1
                 block += step
             first = following
