@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edge_runtime.apps.chat import errors
+from edge_runtime.apps.chat.json_input import read_json
 from edge_runtime.errors import EdgeRuntimeError, InvalidRequestError, MissingExtraError, ModelNotFoundError
 
 MAX_JSON = 16 << 20  # a message of that size has four million tokens
+MAX_KEY = 1 << 63  # SQLite's integers
 _STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (errors.NotFoundError, 404), (ModelNotFoundError, 404), (errors.DataInUseError, 503), (errors.DiskFullError, 507),
     (errors.AttachmentError, 422), (errors.ImportFileError, 422), (InvalidRequestError, 400),
@@ -33,7 +34,7 @@ class Body:
         value = self.values.get(name, default)
         if not isinstance(value, str):
             raise InvalidRequestError(name, value, "text")
-        return value.encode("utf-8", "replace").decode("utf-8")  # lone surrogates cannot be stored
+        return value
 
     def number(self, name: str) -> int:
         value = self.optional_number(name)
@@ -68,7 +69,7 @@ async def raw_body(request: Request, limit: int) -> bytes:
 async def json_body(request: Request) -> Body:
     raw = await raw_body(request, MAX_JSON)
     try:
-        return Body(json.loads(raw or b"{}"))
+        return Body(read_json(raw or b"{}"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError("body", raw[:40], f"JSON ({error})") from error
 
@@ -100,5 +101,13 @@ def failed(error: BaseException) -> JSONResponse:
 
 
 def key(request: Request, name: str = "key") -> int:
-    """A number in the path."""
-    return int(request.path_params[name])
+    """A number in the path. Raises NotFoundError for one that SQLite cannot hold."""
+    return stored_key(request.path_params[name])
+
+
+def stored_key(text: object) -> int:
+    """The same for a number as text, of a query."""
+    digits = str(text)
+    if not digits.isdecimal() or len(digits) > 19 or int(digits) >= MAX_KEY:
+        raise errors.NotFoundError("entry", digits[:40])
+    return int(digits)

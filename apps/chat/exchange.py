@@ -4,17 +4,20 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Hashable
 from typing import Any
 
 from edge_runtime.apps.chat import attachments, conversations, tree
 from edge_runtime.apps.chat.errors import ImportFileError
+from edge_runtime.apps.chat.json_input import read_json
 from edge_runtime.apps.chat.schema import STATUSES
-from edge_runtime.apps.chat.settings import SAMPLING
+from edge_runtime.apps.chat.settings import SAMPLING, checked_sampling
 from edge_runtime.apps.chat.store import Store
+from edge_runtime.errors import InvalidRequestError
 
 FORMAT, VERSION = "edge-runtime-chat", 1
 _HEADING = re.compile(r"^## (User|Assistant)[ \t]*$", re.MULTILINE)
-_FENCE = re.compile(r"^(`{3,}|~{3,})", re.MULTILINE)
+_BORDER = re.compile(r"^(?:## (?P<heading>User|Assistant)[ \t]*$|(?P<fence>`{3,}|~{3,}))", re.MULTILINE)
 
 
 def to_json(store: Store, keys: list[int]) -> str:
@@ -64,7 +67,7 @@ def import_text(store: Store, text: str, name: str = "") -> list[int]:
     stripped = text.lstrip("\ufeff \t\r\n")
     if stripped.startswith(("{", "[")):
         try:
-            data = json.loads(stripped)
+            data = read_json(stripped)
         except ValueError as error:
             raise ImportFileError(f"{name or 'The file'} is not complete JSON ({error}). Export it again.") from error
         except RecursionError as error:
@@ -86,19 +89,20 @@ def _conversations(data: Any, name: str) -> list[Any]:
 def _imported(store: Store, one: Any, where: str) -> int:
     if not isinstance(one, dict) or not isinstance(one.get("messages"), list):
         raise ImportFileError(f"{where} has no list of messages.")
-    sampling = one.get("sampling") if isinstance(one.get("sampling"), dict) else {}
     key = conversations.create(
         store, _text(one, "title", where) or "Imported", system_prompt=_text(one, "system_prompt", where),
-        sampling={name: value for name, value in (sampling or {}).items() if name in SAMPLING},
+        sampling=_sampling(one, where),
         folder=_folder(store, one.get("folder")))
     ids: dict[Any, int] = {}
     for i, message in enumerate(one["messages"]):
         spot = f"{where}.messages[{i}]"
         if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
             raise ImportFileError(f"{spot}.role must be user or assistant.")
-        parent = message.get("parent")
-        if parent is not None and parent not in ids:
+        parent, own = message.get("parent"), message.get("id", f"no id {i}")
+        if parent is not None and (not isinstance(parent, Hashable) or parent not in ids):
             raise ImportFileError(f"{spot}.parent is {parent!r}, which is no message before it.")
+        if not isinstance(own, Hashable) or own in ids:
+            raise ImportFileError(f"{spot}.id is {own!r}: must be a number that no message before it has.")
         status = message.get("status")
         status = "interrupted" if status == "streaming" else status if status in STATUSES else "complete"
         new = tree.add(store, key, None if parent is None else ids[parent], message["role"],
@@ -106,16 +110,18 @@ def _imported(store: Store, one: Any, where: str) -> int:
         stats = message.get("stats")
         tree.save(store, new, _text(message, "content", spot), status=status,
                   error=_text(message, "error", spot) or None, stats=stats if isinstance(stats, dict) else None)
-        ids[message.get("id", f"no id {i}")] = new
-        for attached in message.get("attachments") or []:
-            if not isinstance(attached, dict):
-                raise ImportFileError(f"{spot}.attachments must be objects.")
+        ids[own] = new
+        files = message.get("attachments") or []
+        if not isinstance(files, list) or not all(isinstance(attached, dict) for attached in files):
+            raise ImportFileError(f"{spot}.attachments must be a list of objects.")
+        for attached in files:
             body = _text(attached, "text", spot)
             store.write("INSERT INTO attachments (message, name, kind, text, bytes, created) VALUES (?, ?, ?, ?, ?, ?)",
                         new, _text(attached, "name", spot) or "file", _text(attached, "kind", spot) or "text", body,
                         len(body.encode("utf-8", "replace")), time.time())
-    if one.get("leaf") in ids:
-        store.write("UPDATE conversations SET leaf = ? WHERE id = ?", ids[one["leaf"]], key)
+    leaf = one.get("leaf")
+    if isinstance(leaf, Hashable) and leaf in ids:
+        store.write("UPDATE conversations SET leaf = ? WHERE id = ?", ids[leaf], key)
     store.write("UPDATE conversations SET pinned = ? WHERE id = ?", int(bool(one.get("pinned"))), key)
     return key
 
@@ -123,7 +129,7 @@ def _imported(store: Store, one: Any, where: str) -> int:
 def _from_markdown(store: Store, text: str, name: str) -> int:
     """A Markdown file with `## User` and `## Assistant` headings, as `to_markdown` writes it."""
     text = text.replace("\r\n", "\n")
-    spots = [found for found in _HEADING.finditer(text) if not _in_fence(text, found.start())]
+    spots = _headings(text)
     if not spots:
         raise ImportFileError(f"{name or 'The file'} holds no conversation: no line says ## User or ## Assistant.")
     head = text[:spots[0].start()]
@@ -135,19 +141,22 @@ def _from_markdown(store: Store, text: str, name: str) -> int:
         for i, spot in enumerate(spots):
             end = spots[i + 1].start() if i + 1 < len(spots) else len(text)
             content = re.sub(r"^\\(## (?:User|Assistant))", r"\1", text[spot.end():end].strip(), flags=re.MULTILINE)
-            parent = tree.add(store, key, parent, spot[1].lower(), content)
+            parent = tree.add(store, key, parent, spot["heading"].lower(), content)
     return key
 
 
-def _in_fence(text: str, position: int) -> bool:
-    """Whether a heading stands inside fenced code, an attachment's, say."""
-    fence = ""
-    for found in _FENCE.finditer(text, 0, position):
-        if not fence:
-            fence = found[1]
-        elif found[1][0] == fence[0] and len(found[1]) >= len(fence):
+def _headings(text: str) -> list[re.Match[str]]:
+    """Those that stand outside of fenced code, an attachment's, say."""
+    spots, fence = [], ""
+    for found in _BORDER.finditer(text):
+        if found["heading"]:
+            if not fence:
+                spots.append(found)
+        elif not fence:
+            fence = found["fence"]
+        elif found["fence"][0] == fence[0] and len(found["fence"]) >= len(fence):
             fence = ""
-    return bool(fence)
+    return spots
 
 
 def _folder(store: Store, name: Any) -> int | None:
@@ -155,6 +164,16 @@ def _folder(store: Store, name: Any) -> int | None:
         return None
     found = store.row("SELECT id FROM folders WHERE name = ?", name.strip())
     return found["id"] if found else store.write("INSERT INTO folders (name) VALUES (?)", name.strip())
+
+
+def _sampling(one: dict[str, Any], where: str) -> dict[str, Any]:
+    """What of it this chat knows."""
+    values = one.get("sampling")
+    try:
+        return checked_sampling({name: value for name, value in (values if isinstance(values, dict) else {}).items()
+                                 if name in SAMPLING})
+    except InvalidRequestError as error:
+        raise ImportFileError(f"{where}.sampling: {error}") from error
 
 
 def _text(values: dict[str, Any], field: str, where: str) -> str:

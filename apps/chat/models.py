@@ -60,8 +60,12 @@ class Models:
 
     def add(self, path: str) -> dict[str, Any]:
         """Offer a GGUF file from now on. Raises ModelNotFoundError, InvalidRequestError."""
-        file = Path(path.strip().strip('"')).expanduser()
-        if not path.strip() or (file.is_file() and file.suffix.lower() != ".gguf"):
+        try:
+            file = Path(path.strip().strip('"')).expanduser()
+            usable = bool(path.strip()) and not (file.is_file() and file.suffix.lower() != ".gguf")
+        except (OSError, RuntimeError):  # a name too long, a home of nobody
+            usable = False
+        if not usable:
             raise InvalidRequestError("path", path, "the path of a .gguf file")
         model = self.host.add(file.absolute())
         known = settings.get(self._store)["models"]

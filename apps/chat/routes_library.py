@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edge_runtime.apps.chat import conversations, drafts, exchange, search, settings
-from edge_runtime.apps.chat.calls import Body, endpoint, failed, key, raw_body
+from edge_runtime.apps.chat.calls import Body, endpoint, failed, key, raw_body, stored_key
 from edge_runtime.errors import EdgeRuntimeError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def _name(body: Body) -> str:
 
 def save_preset(chat: Chat, request: Request, body: Body) -> dict[str, Any]:
     made = settings.save_preset(chat.store, body.text("name"), body.text("system_prompt", ""),
-                                body.mapping("sampling"), request.path_params.get("key"))
+                                body.mapping("sampling"),
+                                key(request) if "key" in request.path_params else None)
     return {"presets": settings.presets(chat.store), "preset": made}
 
 
@@ -101,6 +102,9 @@ def change_settings(chat: Chat, request: Request, body: Body) -> dict[str, Any]:
     for name in body.values:
         if name not in ("theme", "sidebar", "preset"):
             raise InvalidRequestError("setting", name, "theme, sidebar or preset")
+    if not isinstance(body.values.get("sidebar", True), bool):
+        raise InvalidRequestError("sidebar", body.values["sidebar"], "true or false")
+    body.optional_number("preset")
     return settings.put(chat.store, body.values)
 
 
@@ -111,9 +115,9 @@ def find(chat: Chat, request: Request, body: Body) -> dict[str, Any]:
 def export(chat: Chat, request: Request, body: Body) -> Response:
     """One conversation (`conversation`), or all; as json, or md for one."""
     chosen, kind = request.query_params.get("conversation"), request.query_params.get("format", "json")
-    if kind not in ("json", "md") or (kind == "md" and not chosen) or (chosen and not chosen.isdigit()):
+    if kind not in ("json", "md") or (kind == "md" and not chosen):
         raise InvalidRequestError("format", kind, "json, or md for one conversation")
-    keys = [int(chosen)] if chosen else [one["id"] for one in conversations.listed(chat.store)]
+    keys = [stored_key(chosen)] if chosen else [one["id"] for one in conversations.listed(chat.store)]
     title = conversations.get(chat.store, keys[0])["title"] if chosen else "edge-runtime-chats"
     text = exchange.to_json(chat.store, keys) if kind == "json" else exchange.to_markdown(chat.store, keys[0])
     name = re.sub(r'[\\/:*?"<>|\x00-\x1f]+', " ", title).strip()[:80] or "chat"

@@ -43,11 +43,13 @@ def send(chat: Chat, request: Request, body: Body) -> dict[str, Any]:
         if not text.strip() and not attached:
             raise InvalidRequestError("text", text, "a message, or an attachment")
         if conversation is None:
-            values = settings.preset(chat.store, chat.default_preset())
+            values, folder = settings.preset(chat.store, chat.default_preset()), body.optional_number("folder")
+            if folder is not None:
+                conversations.folder(chat.store, folder)
             conversation = conversations.create(
                 chat.store, conversations.title_of(text, [one["name"] for one in attached]), preset=values["id"],
                 system_prompt=values["system_prompt"], sampling=values["sampling"],
-                folder=body.optional_number("folder"))
+                folder=folder)
             parent = None
         conversations.get(chat.store, conversation)
         message = tree.add(chat.store, conversation, parent, "user", text)

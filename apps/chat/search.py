@@ -20,7 +20,7 @@ FROM search JOIN conversations c ON c.id = search.conversation WHERE {where} ORD
 def find(store: Store, query: str, limit: int = 50) -> list[dict[str, Any]]:
     """Hits, best first: {conversation, title, kind, message, excerpt}. All words must occur; the last one may be a
     beginning; "in quotes" is a phrase."""
-    query = query.strip()
+    query = query.replace("\0", " ").strip()  # FTS5 reads up to the first
     if not query:
         return []
     if _UNSPACED.search(query):

@@ -13,6 +13,8 @@ pytest.importorskip("starlette")
 from edge_runtime.apps.chat.errors import DiskFullError
 from tests.apps.chats import Listener, chatting
 
+EXPORT = b'{"format": "edge-runtime-chat", "version": 1, "conversations":'
+
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
@@ -179,11 +181,35 @@ def test_models_are_listed_and_bad_ones_refused(client, tmp_path):
         ("PUT", "drafts/x", b'{"text": "x"}', 400),
         ("POST", "attachments?draft=new&name=x.txt", b"\0\1\2", 422),
         ("POST", "messages", b"[" * 100000, 400),
+        ("POST", "messages", b'{"text": "x", "draft": "new", "folder": 99999}', 404),
+        ("GET", f"conversations/{'9' * 30}", None, 404),
+        ("POST", f"messages/{'9' * 30}/fork", b"{}", 404),
+        ("PATCH", f"presets/{'9' * 30}", b'{"name": "x"}', 404),
+        ("GET", f"export?conversation={'9' * 5000}", None, 404),
+        ("GET", "export?conversation=%C2%B2", None, 404),
+        ("PATCH", "settings", b'{"preset": 1e999}', 400),
+        ("PATCH", "settings", b'{"preset": 1' + b"0" * 30 + b"}", 400),
+        ("PATCH", "settings", b'{"sidebar": [1]}', 400),
+        ("POST", "models/add", b'{"path": "~nobody-has-this-name/x.gguf"}', 400),
+        ("POST", "models/add", b'{"path": "' + b"x" * 5000 + b'.gguf"}', 400),
+        ("POST", "import?name=x", EXPORT + b'[{"messages": [{"role": "user", "stats": {"ttft": NaN}}]}]}', 422),
+        ("POST", "import?name=x", EXPORT + b'[{"messages": [], "sampling": {"temperature": 1e999}}]}', 422),
     ],
 )
 def test_bad_requests_say_what_is_wrong(client, method, path, body, status):
     found = client(method, path, raw=body, status=status)
     assert found["error"]["message"]
+
+
+def test_a_value_that_no_page_can_be_sent_does_not_shut_the_chat(client):
+    made = client("POST", "presets", raw=b'{"name": "odd\\ud800", "sampling": {"stop": ["\\ud800"]}}')["preset"]
+    imported = EXPORT + b'[{"messages": [{"role": "user", "content": "a\\ud800b"}], "title": "t\\udfff"}]}'
+    [key] = client("POST", "import?name=x", raw=imported)["conversations"]
+    assert client("GET", f"conversations/{key}")["messages"][0]["content"] == "a?b"
+    assert [one["name"] for one in client("GET", "start")["presets"] if one["id"] == made] == ["odd?"]
+    client("DELETE", f"presets/{made}")
+    client("DELETE", f"conversations/{key}")
+    assert client("GET", "search?q=a%00b")["hits"] == []
 
 
 def test_a_large_body_is_refused(client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -174,12 +175,31 @@ def test_markdown_round_trip_of_the_shown_path(store):
             EXPORT + ' [{"messages": [{"id": 1, "parent": 2, "role": "user"}]}]}',
             "parent",
         ),
+        (EXPORT + ' [{"messages": [{"id": 1, "parent": [1], "role": "user"}]}]}', "parent"),
+        (EXPORT + ' [{"messages": [{"id": [1], "role": "user"}]}]}', "id is"),
+        (EXPORT + ' [{"messages": [{"id": 1, "role": "user"}, {"id": 1, "role": "user"}]}]}', "no message before"),
+        (EXPORT + ' [{"messages": [{"role": "user", "attachments": 5}]}]}', "attachments"),
+        (EXPORT + ' [{"messages": [], "sampling": {"temperature": "hot"}}]}', "temperature"),
     ],
 )
 def test_files_that_are_no_export_change_nothing(store, text, reason):
     with pytest.raises(ImportFileError, match=reason):
         exchange.import_text(store, text)
     assert conversations.listed(store) == []
+
+
+def test_a_leaf_that_is_none_is_left_out(store):
+    [key] = exchange.import_text(store, EXPORT + ' [{"messages": [{"id": 1, "role": "user"}], "leaf": [1]}]}')
+    assert len(tree.path(store, conversations.get(store, key)["leaf"])) == 1
+
+
+def test_long_markdown_is_imported_in_one_pass():
+    """Each heading once looked for the fences from the file's beginning: minutes for a year of chats."""
+    turns = 3000
+    text = "# Long\n\n" + "\n\n".join(f"## User\n\n```\n## User\n```\n\n## Assistant\n\n{i}" for i in range(turns))
+    began = time.thread_time()
+    found = exchange._headings(text)
+    assert time.thread_time() - began < 1 and len(found) == 2 * turns
 
 
 def message(id, role, content):
