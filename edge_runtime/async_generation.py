@@ -181,7 +181,7 @@ def _merged(chunks: list[Chunk]) -> Chunk:
     last = chunks[-1]
     logprobs = None if last.logprobs is None else tuple(p for chunk in chunks for p in chunk.logprobs or ())
     return Chunk("".join([chunk.text for chunk in chunks]), tuple([t for chunk in chunks for t in chunk.token_ids]),
-                 last.finish_reason, logprobs, last.stats)
+                 last.finish_reason, logprobs, last.stats, tuple([t for chunk in chunks for t in chunk.token_times]))
 
 
 async def all_outcomes(engine: Engine, requests: list[Request], mailbox: AsyncMailbox) -> list[Any]:

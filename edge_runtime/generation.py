@@ -92,4 +92,5 @@ def join(chunks: list[Chunk]) -> Reply:
     assert last.finish_reason is not None and last.stats is not None
     logprobs = None if last.logprobs is None else tuple(p for chunk in chunks for p in chunk.logprobs or ())
     return Reply("".join(chunk.text for chunk in chunks), tuple(t for chunk in chunks for t in chunk.token_ids),
-                 last.finish_reason, logprobs, last.stats)
+                 last.finish_reason, logprobs, last.stats,
+                 token_times=tuple(t for chunk in chunks for t in chunk.token_times))

@@ -63,7 +63,8 @@ class Stats:
 class Reply:
     """text: without the stop string; token_ids: every token drawn but the end token; finish_reason: "stop" (end token
     or stop string), "length" (max_tokens or the context), "cancelled" or "error"; logprobs: one per token, where
-    asked; error: what ended it, where finish_reason is "error" (only in lists: a single request raises)."""
+    asked; error: what ended it, where finish_reason is "error" (only in lists: a single request raises);
+    token_times: when each token was drawn, seconds from submission."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -71,6 +72,7 @@ class Reply:
     logprobs: tuple[TokenLogprob, ...] | None = None
     stats: Stats = Stats()
     error: EdgeRuntimeError | None = None
+    token_times: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.text
@@ -78,14 +80,15 @@ class Reply:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a reply. Texts, token_ids and logprobs of all chunks joined are the reply's. finish_reason and stats
-    are None but in the last one."""
+    """A piece of a reply. Texts, token_ids, logprobs and token_times of all chunks joined are the reply's.
+    finish_reason and stats are None but in the last one."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     stats: Stats | None = None
+    token_times: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.text

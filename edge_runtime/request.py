@@ -71,6 +71,7 @@ class Request:
         self.stops = StopMatcher(self.params.stop)
         self.limit = 0  # tokens of the reply at most, set by the engine
         self.token_ids: list[int] = []
+        self.token_times: list[float] = []  # seconds from submission
         self.logprobs: list[TokenLogprob] = []
         self.texts: list[str] = []
         self.hidden: np.ndarray | None = None  # float64 [width], pooled so far
@@ -89,12 +90,14 @@ class Request:
     def draw(self, logits: np.ndarray, end_ids: frozenset[int]) -> str | None:
         """Take the next token from float32 [V]; returns the reason to end, or None."""
         token, logprob = self.sampler.sample(logits)
+        now = time.perf_counter()
         if not self.first_token:
-            self.first_token = time.perf_counter()
+            self.first_token = now
         if (token in end_ids and (self.mask or not self.params.ignore_eos)) or token in self.params.stop_token_ids:
             self._emit(self._rest())
             return "stop"
         self.token_ids.append(token)
+        self.token_times.append(now - self.submitted)
         if logprob is not None:
             self.logprobs.append(logprob)
         assert self.sequence is not None and self.decoder is not None
@@ -146,7 +149,8 @@ class Request:
     def reply(self, reason: str, error: EdgeRuntimeError | None = None) -> Reply:
         """All that was drawn so far, where not streaming."""
         logprobs = None if self.params.logprobs is None else tuple(self.logprobs)
-        return Reply("".join(self.texts), tuple(self.token_ids), reason, logprobs, self.stats(), error)
+        return Reply("".join(self.texts), tuple(self.token_ids), reason, logprobs, self.stats(), error,
+                     tuple(self.token_times))
 
     def fail(self, error: BaseException) -> None:
         """Send the error, and before it the text that was drawn."""
@@ -203,4 +207,5 @@ class Request:
         fresh = slice(self._sent, len(self.token_ids))
         self._sent = len(self.token_ids)
         logprobs = None if self.params.logprobs is None else tuple(self.logprobs[fresh])
-        return Chunk(text, tuple(self.token_ids[fresh]), reason, logprobs, self.stats() if reason else None)
+        return Chunk(text, tuple(self.token_ids[fresh]), reason, logprobs, self.stats() if reason else None,
+                     tuple(self.token_times[fresh]))

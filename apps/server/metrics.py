@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,9 @@ class Histogram:
     def __init__(self, bounds: tuple[float, ...]):
         self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
 
-    def observe(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.sum += value * times
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
 
     def lines(self, name: str) -> Iterator[str]:
         running = 0
@@ -54,14 +54,20 @@ class Metrics:
         self.seconds.observe(seconds)
 
     def note(self, stats: Stats) -> None:
-        """A reply that ended. The time between tokens is its mean, counted once for each."""
+        """A reply that ended."""
         self.prompt_tokens += stats.prompt_tokens
         self.cached_tokens += stats.cached_tokens
         self.completion_tokens += stats.completion_tokens
         if stats.completion_tokens:
             self.ttft.observe(stats.ttft)
-        if stats.tokens_per_second:
-            self.tbt.observe(1 / stats.tokens_per_second, stats.completion_tokens - 1)
+
+    def drawn(self, times: Sequence[float], before: float | None = None) -> float | None:
+        """Tokens of one reply, drawn at `times`, behind one drawn at `before`; returns when the last of them was."""
+        for now in times:
+            if before is not None:
+                self.tbt.observe(now - before)
+            before = now
+        return before
 
     def text(self, host: ModelHost, running: int) -> str:
         lines: list[str] = []
@@ -77,7 +83,7 @@ class Metrics:
               for (path, status), count in sorted(self.requests.items())))
         for name, what, histogram in (
                 ("edge_time_to_first_token_seconds", "From submission to first token.", self.ttft),
-                ("edge_time_between_tokens_seconds", "Mean of each reply, counted per token.", self.tbt),
+                ("edge_time_between_tokens_seconds", "From each token of a reply to its next.", self.tbt),
                 ("edge_request_seconds", "HTTP requests from first to last byte.", self.seconds)):
             add(name, "histogram", what, *histogram.lines(name))
         one("edge_prompt_tokens_total", "counter", "Tokens of prompts.", self.prompt_tokens)

@@ -31,6 +31,7 @@ async def whole(asks: Sequence[Ask], metrics: Metrics) -> list[Reply]:
                 task.cancel()
     for reply in replies:
         metrics.note(reply.stats)
+        metrics.drawn(reply.token_times)
     return replies
 
 
@@ -51,11 +52,17 @@ async def streams(asks: Sequence[Ask], interval: float) -> list[AsyncGeneration]
 
 async def pieces(generations: list[AsyncGeneration], metrics: Metrics) -> AsyncIterator[tuple[int, Chunk]]:
     """(index of the reply, chunk), as they come. Closing it cancels what is not done."""
+    drawn: list[float | None] = [None] * len(generations)
+
+    def note(i: int, chunk: Chunk) -> None:
+        drawn[i] = metrics.drawn(chunk.token_times, drawn[i])
+        if chunk.stats is not None:
+            metrics.note(chunk.stats)
+
     try:
         if len(generations) == 1:
             async for chunk in generations[0]:
-                if chunk.stats is not None:
-                    metrics.note(chunk.stats)
+                note(0, chunk)
                 yield 0, chunk
             return
         nexts = {asyncio.ensure_future(anext_of(generation)): i for i, generation in enumerate(generations)}
@@ -65,9 +72,8 @@ async def pieces(generations: list[AsyncGeneration], metrics: Metrics) -> AsyncI
                 for task in done:
                     i = nexts.pop(task)
                     chunk = task.result()
-                    if chunk.stats is not None:
-                        metrics.note(chunk.stats)
-                    else:
+                    note(i, chunk)
+                    if chunk.stats is None:
                         nexts[asyncio.ensure_future(anext_of(generations[i]))] = i
                     yield i, chunk
         finally:

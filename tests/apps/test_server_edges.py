@@ -281,6 +281,24 @@ def test_metrics_count_what_happened(echo):
         assert re.fullmatch(r"# (HELP|TYPE) \w+ .+|\w+(\{.+\})? [0-9.e+-]+", line), line
 
 
+@pytest.mark.parametrize("stream, n", [(False, 1), (True, 1), (True, 2)])
+def test_the_times_between_tokens_are_true_gaps(stream, n):
+    def stall(step: int) -> None:
+        if step == 5:
+            time.sleep(0.6)  # a mean over the reply would make each of the ten gaps 0.06 s of it
+
+    with serving(ModelHost.of(echo_llm(fail=stall), "echo")) as url:
+        body = {"model": "echo", "messages": [{"role": "user", "content": "SAY:seven chars"}], "stream": stream, "n": n}
+        answer = exchange(url, post(CHAT, json.dumps(body).encode(), "connection: close"))
+        assert answer.startswith(b"HTTP/1.1 200")
+        found = call(url, "/metrics")[1]["text"]
+    name = "edge_time_between_tokens_seconds"
+    values = {key: float(value) for key, value in re.findall(rf'^{name}_(\S+) (\S+)$', found, re.M)}
+    assert values["count"] == 10 * n == values['bucket{le="+Inf"}']
+    assert values["count"] - values['bucket{le="0.5"}'] == n, found
+    assert values["sum"] >= 0.6 * n
+
+
 def test_sigterm_finishes_what_runs():
     with ServerProcess("--threads", "1", "--stream-interval", "0") as server:
         connection = socket.create_connection(server.address)
