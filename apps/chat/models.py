@@ -112,15 +112,18 @@ class Models:
         return None if llm is None or llm.closed else len(llm.tokenize(text, add_special=False))
 
     def kv(self) -> dict[str, Any] | None:
-        """Where the KV lives, in bytes: {device, host, budget, mode}."""
+        """Where the KV lives, in bytes, and what computes: {device, host, budget, mode, on, planned, lost}. lost: how
+        many devices another one took over from since the model was opened on `planned`; `on` works now."""
         llm = self.host.llm
         if llm is None or llm.closed:
             return None
         status = llm.status()
         mode = {"whole-model": "host only" if status.kv_home == "host" else "device only"}.get(status.mode, status.mode)
+        planned = llm.plan.device if llm.plan else "cpu"
         return {"device": status.device_kv_bytes, "host": status.host_kv_bytes,
-                "budget": status.host_kv_budget + status.device_kv_budget, "mode": mode,
-                "on": status.placement.device if status.placement else llm.plan.device if llm.plan else "cpu"}
+                "budget": status.host_kv_budget + status.device_kv_budget, "mode": mode, "planned": planned,
+                "on": status.placement.device if status.placement else planned,
+                "lost": status.placement.lost if status.placement else 0}
 
     def _progress(self, progress: LoadProgress) -> None:
         if progress.stage != "ready":

@@ -18,6 +18,7 @@ from edge_runtime.apps.server.metrics import Metrics
 from edge_runtime.apps.summarizer.asks import Ask
 from edge_runtime.apps.summarizer.backend import LocalBackend
 from edge_runtime.apps.summarizer.report import Totals, closing_report
+from edge_runtime.errors import DeviceLostError
 from edge_runtime.offload import profile_store
 
 LONG = "The river was long and the town was old. " * 12
@@ -66,6 +67,30 @@ def test_the_chats_bar_shows_the_devices_share(llm, tmp_path):
                for one in seen)
     assert any(one["device"] > 0 and one["host"] > 0 for one in seen)
     assert {one["mode"] for one in seen} <= {"device-only", "synchronous", "pipelined", "overlap", "streaming"}
+
+
+def test_the_chat_is_told_of_a_lost_device(llm, tmp_path):
+    store = Store(tmp_path)
+    with LLM(**OPTIONS) as other:  # it ends with another device than it began with
+        models = Models(ModelHost.of(other, "tiny"), store, Hub())
+        accelerator = other._loaded.device.accelerator
+        segment, calls, seen = accelerator.segment, 0, []
+
+        def fails(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls > 60:  # in the middle of the reply
+                raise DeviceLostError("the device was lost")
+            return segment(*arguments)
+
+        accelerator.segment = fails
+        with other.stream("Hello", max_tokens=100, ignore_eos=True) as stream:
+            for _ in stream:
+                seen.append(models.kv()["lost"])
+        found = models.kv()
+    store.close()
+    assert len(seen) > 20 and seen[0] == 0 and sorted(seen) == seen and seen[-1] == 1
+    assert (found["planned"], found["on"], found["lost"]) == ("onnx:cpu", "onnx:cpu", 1)
 
 
 def test_a_host_plans_and_opens_with_the_options_of_its_models(llm):

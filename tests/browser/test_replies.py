@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_runtime.offload.hybrid_status import HybridStatus
 from tests.browser.steps import SUMMARIZE, composer, last_reply, replies, send, settled, tool, until
 
 MARKDOWN = """# Heading
@@ -165,6 +166,34 @@ def test_errors_say_what_to_do(scripted, pages, shot):
     assert "Shorten the prompt" in alert.inner_text()
     assert page.get_by_role("button", name="Try again").is_visible()
     shot(page, "context-error")
+
+
+def test_a_lost_device_is_said_until_it_is_read_or_the_model_is_opened_again(paced, pages, shot):
+    chat, pace = paced(steps=30)
+    device, lost = chat.server.app.state.chat.models.host.llm.engine.device, 0
+    device.status = lambda: HybridStatus("onnx:cpu", None, 0, 0, {}, 0.0, lost, 0, ())
+    page = pages(chat.server.link())
+    notice = page.locator("#notice")
+    send(page, "SAY:" + "word " * 30, wait=False)
+    until(page, "document.querySelector('article.assistant .prose')?.innerText.length > 20")
+    assert not notice.is_visible()
+    lost = 1
+    pace.go_on()
+    until(page, "!document.querySelector('#notice').hidden")
+    settled(page)
+    assert "was lost" in notice.inner_text() and "onnx:cpu goes on" in notice.inner_text()
+    assert notice.get_attribute("role") == "status"
+    assert last_reply(page).strip() == ("word " * 30).strip(), "the reply goes on"
+    shot(page, "lost-device")
+    notice.get_by_role("button", name="Dismiss").click()
+    send(page, "SAY:more")
+    assert not notice.is_visible(), "said once"
+    lost = 2
+    send(page, "SAY:another")
+    until(page, "!document.querySelector('#notice').hidden")
+    lost = 0  # another model
+    send(page, "SAY:last")
+    until(page, "document.querySelector('#notice').hidden")
 
 
 def test_the_bundled_model_answers_with_figures(bundled, pages, shot):

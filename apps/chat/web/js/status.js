@@ -1,5 +1,5 @@
 // The figures below the message box: speed, first token, context, where the KV lives; and the banner for troubles.
-import { byId, bytes, el } from "./dom.js";
+import { byId, bytes, el, iconButton } from "./dom.js";
 import { on, state } from "./state.js";
 
 let draftTokens = 0;
@@ -40,6 +40,20 @@ function kv(where) {
   byId("kv").title = text;
 }
 
+let told = 0; // devices whose loss the notice has told of
+
+/** A lost device is said until it is read, or the model is opened again. */
+function devices({ lost, planned, on: now }) {
+  if (lost === told) return;
+  const place = byId("notice");
+  place.hidden = lost === 0;
+  place.replaceChildren(...(lost ? [
+    el("span", {}, `The device ${planned} was lost. Nothing is lost with it: ${now} goes on, perhaps slower. To use the device again, open the model again.`),
+    iconButton("close", "Dismiss", () => { place.hidden = true; }),
+  ] : []));
+  told = lost;
+}
+
 export function banner(text, bad = false) {
   const place = byId("banner");
   place.hidden = !text;
@@ -62,6 +76,7 @@ on("delta", (delta) => { // a guess while it streams: most pieces are one token
 });
 on("model", context);
 on("kv", kv);
+on("kv", devices);
 let saving = "";
 on("draft", ({ saved, error }) => {
   saving = saved ? "" : error?.message || "Not saved";
