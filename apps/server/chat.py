@@ -1,11 +1,12 @@
 """POST /v1/chat/completions."""
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from edge_runtime.apps.server.errors import ApiError
 from edge_runtime.apps.server.io import DONE, EventStream, event, json_response, read_body, unless_gone
 from edge_runtime.apps.server.messages import rendered_messages
 from edge_runtime.apps.server.parameters import Asked, asked, check_placement, grammar_of, reply_params
+from edge_runtime.apps.server.reasoning import ReasoningParser, opened
 from edge_runtime.apps.server.replies import FINISH, Ask, measured, pieces, streams, token_logprobs, usage, whole
 from edge_runtime.apps.server.schemas import CHAT_REQUEST
 from edge_runtime.apps.server.tool_formats import ToolUse, tool_use
+from edge_runtime.arguments import checked_variables
 from edge_runtime.outcome import Stats
 from edge_runtime.sampling import SamplingParams
 
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChatJob:
-    """One request, understood. ask: starts a reply; top_logprobs: None where none are reported."""
+    """One request, understood. ask: starts a reply; top_logprobs: None where none are reported; thinking: None where
+    thoughts stay in the text, else whether the prompt has opened one."""
 
     llm: LLM
     model: str
@@ -39,6 +43,7 @@ class ChatJob:
     template: Mapping[str, Any] | None
     tools: ToolUse | None
     top_logprobs: int | None
+    thinking: bool | None = None
 
     @property
     def asks(self) -> list[Ask]:
@@ -49,6 +54,9 @@ class ChatJob:
             self.messages, params, stream=stream, tools=self.tools.schemas if self.tools else None,
             template=self.template, priority=self.asked.priority)
 
+    def reasoning_parser(self) -> ReasoningParser | None:
+        return None if self.thinking is None else ReasoningParser(self.thinking, self.llm.tokenizer)
+
 
 async def chat_completions(request: Request) -> Response:
     state: ServerState = request.app.state.server
@@ -56,6 +64,8 @@ async def chat_completions(request: Request) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         llm = await stack.enter_async_context(state.host.lease(body["model"]))
         job = _job(body, llm)
+        if body.get("reasoning_format") == "separate":
+            job = replace(job, thinking=await asyncio.to_thread(_opens_thought, job))
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()),
                 "model": job.model, "system_fingerprint": "edge-runtime"}
         if not job.asked.stream:
@@ -84,12 +94,27 @@ def _job(body: dict[str, Any], llm: LLM) -> ChatJob:
                    body.get("chat_template_kwargs"), tools, top)
 
 
+def _opens_thought(job: ChatJob) -> bool:
+    """Whether the prompt ends inside a thought. A reply that is held to a form from its first token has none."""
+    grammar, found = job.asked.params.grammar, job.llm.chat_template
+    if found is None or (grammar is not None and not (job.tools is not None and job.tools.optional)):
+        return False
+    return opened(found.render(job.messages, tools=job.tools.schemas if job.tools else None,
+                               **checked_variables(job.template)))
+
+
 async def _answer(job: ChatJob, state: ServerState, head: dict[str, Any]) -> Response:
     replies = await whole(job.asks, state.metrics)
     choices = []
     for i, reply in enumerate(replies):
         message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None}
         reason = FINISH[reply.finish_reason]
+        reasoning = job.reasoning_parser()
+        if reasoning is not None:
+            thought, reply = reasoning.push(reply)
+            message["content"] = reply.text
+            if thought:
+                message["reasoning_content"] = thought
         if job.tools is not None:
             text, calls = job.tools.parsed(reply)
             if calls:
@@ -108,6 +133,7 @@ async def _events(job: ChatJob, found: AsyncIterator[tuple[int, Any]], head: dic
     """Chunks as OpenAI's API sends them. What comes at one time is sent in one piece."""
     head = {**head, "object": "chat.completion.chunk"}
     rest = {"usage": None} if job.asked.include_usage else {}
+    thoughts = [job.reasoning_parser() for _ in range(job.asked.n)]
     parsers = [job.tools.parser() for _ in range(job.asked.n)] if job.tools is not None else None
     start = orjson.dumps(head)[:-1] + b',"choices":[{"index":'
     end = b"}]" + (b',"usage":null' if rest else b"") + b"}\n\n"
@@ -127,12 +153,18 @@ async def _events(job: ChatJob, found: AsyncIterator[tuple[int, Any]], head: dic
             logprobs = None
             if job.top_logprobs is not None and piece.logprobs:
                 logprobs = {"content": token_logprobs(job.llm, piece.logprobs, job.top_logprobs), "refusal": None}
-            if parsers is None:
-                deltas = [{"content": piece.text}] if piece.text or logprobs else []
-            else:
-                deltas = parsers[i].push(piece)
-                if logprobs and not deltas:
-                    deltas = [{"content": ""}]
+            deltas: list[dict[str, Any]] = []
+            reasoning = thoughts[i]
+            if reasoning is not None:
+                thought, piece = reasoning.push(piece)
+                if thought:
+                    deltas.append({"reasoning_content": thought})
+            if parsers is not None:
+                deltas += parsers[i].push(piece)
+            elif piece.text:
+                deltas.append({"content": piece.text})
+            if logprobs and not deltas:
+                deltas.append({"content": ""})
             for delta in deltas:
                 out.append(chunk(i, delta, logprobs))
                 logprobs = None

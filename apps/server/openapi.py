@@ -42,7 +42,8 @@ ANSWERS: dict[str, Schema] = {
         "choices": {"type": "array", "minItems": 1, "items": obj({
             "index": _INT, "finish_reason": _FINISH, "logprobs": nullable(ANY_OBJECT),
             "message": obj({"role": {"type": "string", "enum": ["assistant"]}, "content": nullable(STRING),
-                            "refusal": {"type": "null"}, "tool_calls": {"type": "array", "items": ref("ToolCall")}},
+                            "refusal": {"type": "null"}, "reasoning_content": STRING,
+                            "tool_calls": {"type": "array", "items": ref("ToolCall")}},
                            ("role", "content"))}, ("index", "message", "finish_reason", "logprobs"))}},
         ("id", "object", "created", "model", "choices", "usage")),
     "Completion": obj({

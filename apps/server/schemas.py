@@ -145,6 +145,10 @@ CHAT_REQUEST = obj({
     "parallel_tool_calls": boolean("False: at most one call in a reply."),
     "modalities": nullable({"type": "array", "items": {"type": "string", "enum": ["text"]}}),
     "reasoning_effort": nullable(STRING), "verbosity": nullable(STRING),
+    "reasoning_format": nullable({"type": "string", "enum": ["none", "separate"],
+                                  "description": "Where a thought, <think>...</think>, goes that a reply begins with: "
+                                                 "none (default): into content, as it is written; separate: into "
+                                                 "reasoning_content."}),
     "chat_template_kwargs": nullable({"type": "object", "description": "Further variables of the chat template."}),
     **EXTENSIONS, **IGNORED}, ("model", "messages"))
 

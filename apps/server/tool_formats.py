@@ -54,7 +54,8 @@ To call one, reply with a JSON object inside tags:
 @dataclass(frozen=True)
 class ToolUse:
     """The tools of one request. schemas: for a template that knows tools; else None, and `instructions` say it.
-    grammar: what the reply is held to. names: of the functions. parallel: more calls than one may come."""
+    grammar: what the reply is held to. names: of the functions. parallel: more calls than one may come. optional: a
+    reply may do without a call."""
 
     format: ToolFormat
     names: frozenset[str]
@@ -63,6 +64,7 @@ class ToolUse:
     grammar: Grammar | None
     parallel: bool
     llm: LLM
+    optional: bool = True
 
     def parser(self) -> ToolParser:
         return ToolParser(self.format, self.names, self.parallel, self.llm.tokenizer)
@@ -109,7 +111,7 @@ def tool_use(llm: LLM, tools: Sequence[Mapping[str, Any]] | None, choice: Any, p
         grammar = _grammar(found, wanted, forced, many and not isinstance(choice, Mapping))
     plain = [_schema(function) for function in functions]
     said = "" if known else INSTRUCTIONS.format(tools="\n".join(json.dumps(one, ensure_ascii=False) for one in plain))
-    return ToolUse(found, frozenset(names), plain if known else None, said, grammar, many, llm)
+    return ToolUse(found, frozenset(names), plain if known else None, said, grammar, many, llm, not forced)
 
 
 def _schema(function: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class ToolParser:
             self._open(self.form.opening)
             return [{"content": text}] if text else []
         # Space before a call belongs to the format: it waits with what may be the mark's beginning.
-        end = len(self._held[:len(self._held) - _overlap(self._held, self.form.opening)].rstrip())
+        end = len(self._held[:len(self._held) - overlap(self._held, self.form.opening)].rstrip())
         text, self._held = self._held[:end], self._held[end:]
         return [{"content": text}] if text else []
 
@@ -257,7 +257,7 @@ class CallScanner:
             self.name = text
 
 
-def _overlap(text: str, mark: str) -> int:
+def overlap(text: str, mark: str) -> int:
     """Characters at the end of `text` that may begin `mark`."""
     return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-n:])), 0)
 
