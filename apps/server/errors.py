@@ -50,6 +50,11 @@ def api_error(error: BaseException, path: str = "") -> ApiError:
         found.param = PROMPT_NAMES.get(path, PROMPT)
     elif found.param == "grammar":  # requests know it by where they ask for it
         found.param = FORMAT_NAMES.get(path, "response_format")
+    elif found.param == "template":
+        found.param = "chat_template_kwargs"
+    elif path == "/v1/embeddings" and found.message.startswith("texts["):
+        found.message = "input" + found.message.removeprefix("texts")
+        found.param = found.message.partition("]")[0] + "]"
     return found
 
 

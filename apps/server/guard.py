@@ -92,7 +92,7 @@ class Guard:
     def _allowed(self, origin: bytes, host: str) -> bool:
         text = origin.decode("latin-1")
         listed = self.state.settings.allowed_origins
-        return "*" in listed or text in listed or urlsplit(text).netloc == host
+        return "*" in listed or text in listed or (bool(host) and _authority(text) == host)
 
     def _cors(self, headers: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         """Headers that let a page read the answer."""
@@ -162,8 +162,17 @@ async def _drop_body(receive: Receive) -> None:
         await asyncio.wait_for(rest(), LINGER_SECONDS)
 
 
+def _authority(origin: str) -> str:
+    """Name and port of an Origin header; "" where it is none, as `null`, which pages without an origin send."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
 def _name(host: str) -> str:
-    """A Host header without its port."""
+    """A Host header without its port, in small letters."""
+    host = host.lower()
     if host.startswith("["):
         return host[:host.find("]") + 1]
     return host.rpartition(":")[0] if ":" in host else host

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from edge_runtime.apps.server.guard import ClientGone, Receive, Scope, Send
 from edge_runtime.apps.server.schemas import COMPONENTS, Schema
 from edge_runtime.apps.server.validation import validated
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 LARGE_BYTES = 64 << 10  # bodies beyond it are checked on another thread: the event loop has streams to serve
@@ -123,7 +125,10 @@ class EventStream(Response):
                 async for data in self.events:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except Exception as error:
-                await send({"type": "http.response.body", "body": event(api_error(error).body), "more_body": True})
+                known = api_error(error, scope["path"])
+                if known.status == 500:
+                    log.exception("%s failed in the middle of a stream", scope["path"], exc_info=error)
+                await send({"type": "http.response.body", "body": event(known.body), "more_body": True})
             ended = True  # from here on the server itself says that the exchange is over
             await send({"type": "http.response.body", "body": b""})
         except asyncio.CancelledError:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from edge_runtime.apps.server.state import ServerState
     from edge_runtime.llm import LLM
 
+REQUIRED = {"message": ("role", "content"), "function_call": ("call_id", "name", "arguments"),
+            "function_call_output": ("call_id", "output")}  # of input items, by their type
+
 
 @dataclass
 class ResponseStore:
@@ -117,21 +120,21 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     for i, item in enumerate(given):
         kind = item.get("type") or "message"
+        for name in REQUIRED.get(kind, ()):
+            if name not in item:
+                raise ApiError(400, f"Missing required parameter: 'input[{i}].{name}'.", param=f"input[{i}].{name}",
+                               code="missing_required_parameter")
         if kind == "message":
-            for name in ("role", "content"):
-                if name not in item:
-                    raise ApiError(400, f"Missing required parameter: 'input[{i}].{name}'.", param=f"input[{i}].{name}",
-                                   code="missing_required_parameter")
             out.append({"role": item["role"], "content": item["content"]})
         elif kind == "function_call":
-            call = {"id": item.get("call_id"), "type": "function",
-                    "function": {"name": item.get("name", ""), "arguments": item.get("arguments", "{}")}}
+            call = {"id": item["call_id"], "type": "function",
+                    "function": {"name": item["name"], "arguments": item["arguments"]}}
             if out and out[-1].get("tool_calls"):
                 out[-1]["tool_calls"].append(call)
             else:
                 out.append({"role": "assistant", "content": None, "tool_calls": [call]})
         elif kind == "function_call_output":
-            out.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output", "")})
+            out.append({"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]})
     if not out:
         raise ApiError(400, "'input' holds no message.", param="input", code="invalid_value")
     return out

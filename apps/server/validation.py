@@ -96,6 +96,8 @@ def _length(length: int, schema: Schema, low: str, high: str, kind: str, unit: s
 def _object(value: dict[str, Any], schema: Schema, components: Mapping[str, Schema], path: str) -> dict[str, Any]:
     properties, rest = schema.get("properties", {}), schema.get("additionalProperties", True)
     dot = f"{path}." if path else ""
+    if "type" in value and "enum" in properties.get("type", ()):  # of another kind: it says nothing that this lacks
+        validated(value["type"], properties["type"], components, f"{dot}type")
     for name in schema.get("required", ()):
         if name not in value:
             raise _breach(f"Missing required parameter: '{dot}{name}'.", dot + name, "missing_required_parameter")
@@ -117,10 +119,10 @@ def _any_of(value: Any, options: Any, components: Mapping[str, Schema], path: st
             return validated(value, option, components, path)
         except ApiError as error:
             breaches.append(error)
-    # The branch that got deepest says most: the others failed on the type already.
+    # The branch whose types fit says most, of those the one that got deepest.
     inner = [error for error in breaches if error.code != "invalid_type" or error.param != (path or None)]
     if inner:
-        raise max(inner, key=lambda error: len(error.param or ""))
+        raise max(inner, key=lambda error: (error.code != "invalid_type", len(error.param or "")))
     kinds = []
     for option in options:
         while "$ref" in option:

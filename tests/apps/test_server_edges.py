@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn")
 
 from edge_runtime import LLM
 from edge_runtime.apps.model_host import ModelHost
-from edge_runtime.apps.server import guard
+from edge_runtime.apps.server import chat, guard
 from edge_runtime.apps.server.settings import ServerSettings
 from edge_runtime.errors import InvalidRequestError
 from tests.apps.servers import PATIENCE, ServerProcess, echo_llm, serving
@@ -116,6 +116,25 @@ def test_malformed_bodies(echo, body, code):
         if path == CHAT:
             assert error["code"] == code, error
     settled(echo[1])
+
+
+@pytest.mark.parametrize("path, body, code, param", [
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+     "invalid_value", "messages[0].content[0].type"),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
+     "invalid_value", "input[0].content[0].type"),
+    ("/v1/responses", {"input": "x", "tools": [{"type": "web_search"}]}, "invalid_value", "tools[0].type"),
+    ("/v1/responses", {"input": [{"type": "function_call", "call_id": "1", "arguments": "{}"}]},
+     "missing_required_parameter", "input[0].name"),
+    (CHAT, {**HELLO, "tool_choice": {"type": "allowed_tools"}}, "invalid_value", "tool_choice.type"),
+    (CHAT, {**HELLO, "chat_template_kwargs": {"tools": 3}}, "invalid_value", "chat_template_kwargs"),
+    ("/v1/embeddings", {"input": ["a"] * 2049}, "array_above_max_length", "input"),
+    ("/v1/embeddings", {"input": [[1], [99999]]}, "invalid_value", "input[1]"),
+    ("/v1/embeddings", {"input": ["a", 1]}, "invalid_type", "input[1]"),
+])
+def test_errors_name_the_place(echo, path, body, code, param):
+    status, answer = call(echo[0], path, {"model": "echo", **body})
+    assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, code, param), answer
 
 
 def test_bodies_beyond_the_limit_are_refused_unread(echo):
@@ -226,13 +245,18 @@ def test_other_machines_need_a_key():
 def test_names_and_origins():
     with serving(ModelHost.of(echo_llm(), "echo"), allowed_origins=("https://app.example",)) as url:
         assert call(url, "/v1/models", host="evil.example")[1]["error"]["code"] == "host_not_allowed"
-        assert call(url, "/v1/models", host="localhost:9")[0] == 200
-        assert call(url, "/v1/models", origin="https://evil.example")[1]["error"]["code"] == "origin_not_allowed"
+        for name in ("localhost:9", "LocalHost:9", "[::1]:9"):
+            assert call(url, "/v1/models", host=name)[0] == 200
+        for name in ("[::1", "", "127.0.0.1.evil.example"):
+            assert call(url, "/v1/models", host=name)[1]["error"]["code"] == "host_not_allowed"
+        for origin in ("https://evil.example", "null", "http://[", "http://[::1", ""):
+            assert call(url, "/v1/models", origin=origin)[1]["error"]["code"] == "origin_not_allowed", origin
         raw = b"OPTIONS " + CHAT.encode() + (b" HTTP/1.1\r\nhost: 127.0.0.1\r\norigin: %s\r\n"
                                              b"access-control-request-method: POST\r\n\r\n")
         allowed = exchange(url, raw % b"https://app.example")
         assert allowed.startswith(b"HTTP/1.1 204") and b"access-control-allow-origin: https://app.example" in allowed
-        assert b"allow-origin" not in exchange(url, raw % b"https://evil.example")
+        for origin in (b"https://evil.example", b"null", b"http://["):
+            assert b"allow-origin" not in exchange(url, raw % origin)
 
 
 def test_too_many_at_once_are_told_so():
@@ -247,6 +271,17 @@ def test_too_many_at_once_are_told_so():
         assert call(url, "/health")[0] == 200
         for thread in threads:
             thread.join()
+
+
+def test_a_fault_of_ours_in_a_stream_is_in_the_log(echo, monkeypatch, caplog):
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(chat, "token_logprobs", broken)
+    body = {**HELLO, "stream": True, "max_tokens": 3, "logprobs": True}
+    answer = exchange(echo[0], post(CHAT, json.dumps(body).encode(), "connection: close"))
+    assert b'"code":"internal_error"' in answer and b"[DONE]" not in answer and "a fault of ours" in caplog.text
+    settled(echo[1])
 
 
 def test_a_device_that_fails_in_the_middle_of_a_stream():
