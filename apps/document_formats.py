@@ -5,13 +5,15 @@ import contextlib
 import io
 import logging
 import threading
+import zipfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.apps.documents import DocumentError
+from edge_runtime.apps.documents import MAX_BYTES, DocumentError, decoded
 from edge_runtime.errors import MissingExtraError
 
+MAX_XML = 64 << 20  # bytes of a Word file's XML; its tree takes ten times as much, and a thousand pages have 10 MB
 _PDFIUM = threading.Lock()  # pdfium must not be called from two threads at once
 
 
@@ -32,7 +34,9 @@ def _module(name: str, package: str, path: Path) -> Any:
 def _html(path: Path, raw: bytes) -> str:
     """The main text as Markdown; all text where no main one is found."""
     trafilatura = _module("trafilatura", "trafilatura", path)
-    if b"\0" in raw[:8192] and not raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):  # a mark of UTF-16, which trafilatura does not look at
+        raw = decoded(path, raw).encode()
+    if b"\0" in raw[:8192]:
         raise DocumentError(path, "is binary, not HTML")
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # what it cannot parse is reported by us
     try:
@@ -80,11 +84,25 @@ def _docx(path: Path, raw: bytes) -> str:
     docx = _module("docx", "python-docx", path)
     if raw.startswith(b"\xd0\xcf\x11\xe0"):
         raise DocumentError(path, "is encrypted, or in Word's old .doc format: save it as .docx without a password")
+    _check_size(path, raw)
     try:
         blocks = [_docx_block(block) for block in docx.Document(io.BytesIO(raw)).iter_inner_content()]
     except Exception as error:  # python-docx lets what zipfile and lxml raise through
         raise DocumentError(path, f"is not a readable Word file: {type(error).__name__}") from error
     return "\n\n".join(block for block in blocks if block.strip())
+
+
+def _check_size(path: Path, raw: bytes) -> None:
+    """A small archive may unpack to more than the memory holds."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            sizes = [(entry.filename, entry.file_size) for entry in archive.infolist()]
+    except Exception as error:  # what else than BadZipFile comes of damaged archives is not documented
+        raise DocumentError(path, f"is not a readable Word file: {type(error).__name__}") from error
+    whole, markup = sum(size for _, size in sizes), sum(size for name, size in sizes if "/media/" not in name)
+    if whole > MAX_BYTES or markup > MAX_XML:
+        raise DocumentError(path, f"unpacks to {whole >> 20} MiB, {markup >> 20} of them without pictures: more than "
+                                  f"the {MAX_BYTES >> 20} and {MAX_XML >> 20} that are read. Split it.")
 
 
 def _docx_block(block: Any) -> str:

@@ -93,8 +93,14 @@ def _walk(folder: Path, suffixes: Sequence[str]) -> Iterator[Path | DocumentErro
         path = folder / name
         if is_folder:
             yield from _walk(path, suffixes)
-        elif path.suffix.lower() in suffixes and path.is_file():
-            yield path
+        elif path.suffix.lower() in suffixes:
+            try:
+                usable = path.is_file()
+            except OSError as error:  # a link into a folder that cannot be opened
+                yield DocumentError(path, f"cannot be opened: {error.strerror or error}")
+                continue
+            if usable:
+                yield path
 
 
 def read_document(path: Path) -> Document:
@@ -102,11 +108,11 @@ def read_document(path: Path) -> Document:
     order mark. Raises DocumentError for a file that cannot be read, is encrypted, is binary, is encoded otherwise or
     holds no text; MissingExtraError where the reader of its format is not installed."""
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise DocumentError(path, f"has {size >> 20} MiB, more than the {MAX_BYTES >> 20} that are read as one "
-                                      f"document. Split it.")
-        raw = path.read_bytes()
+        with path.open("rb") as file:  # a device has no size, and a file may grow while it is read
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise DocumentError(path, f"has more than the {MAX_BYTES >> 20} MiB that are read as one document. Split "
+                                      f"it.")
     except OSError as error:
         raise DocumentError(path, f"cannot be read: {error.strerror or error}") from error
     return Document(path, text_of(path, raw))
@@ -119,13 +125,14 @@ def text_of(path: Path, raw: bytes) -> str:
 
         text = document_formats.text_of(path, raw)
     else:
-        text = _decode(path, raw)
+        text = decoded(path, raw)
     if not text.strip():
         raise DocumentError(path, "holds no text")
     return text
 
 
-def _decode(path: Path, raw: bytes) -> str:
+def decoded(path: Path, raw: bytes) -> str:
+    """Plain text. Raises DocumentError for bytes of another encoding, or of none."""
     # UTF-32's mark begins with UTF-16's, so it is asked for first.
     marks = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
              (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from edge_runtime.errors import InvalidRequestError
 
 # Where a text may be cut, best first: before headings, between paragraphs, lines, sentences, words; then characters.
-SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？]+[”’」』）]*\s*")
+SENTENCE_END = re.compile(r"[.!?…؟۔।॥።][\"'”’)\]]*\s+|[。！？]+[”’」』）]*\s*")
+WORD = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]{1,2}|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]{1,4}|"
+                  "[^\\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+")
+TAIL = 16  # characters
+# What ends in a period and ends no sentence: Mr. A. e.g. 1.
 NO_END = re.compile(r"(?:^|[\s(])(?:[A-Z]|\d{1,2}|e\.g|i\.e|[Ee]tc|Mrs?|Ms|Dr|Prof|St|No|Fig|vs|cf)\.\s$")
 BORDERS = (re.compile(r"\n(?=#{1,2} )"), re.compile(r"\n(?=#{1,6} )"), re.compile(r"\n[ \t]*\n\s*"),
            re.compile(r"\n+"), SENTENCE_END, re.compile(r"\s+"))
@@ -30,18 +34,22 @@ def split_sentences(text: str) -> list[str]:
     found = []
     for paragraph in _parts(re.compile(r"\n[ \t]*\n\s*|\n(?=\s*(?:[-*#>|]|\d+[.)]\s))|(?<=:)\n"), text):
         found += _parts(SENTENCE_END, paragraph)
-    whole: list[str] = []
+    whole: list[list[str]] = []
+    tail = ""  # of the last one, longer than any abbreviation: of a list of initials, searched whole, minutes come
     for part in found:
-        if whole and (not part.strip() or _abbreviation(whole[-1])):
-            whole[-1] += part
+        if whole and (not part.strip() or NO_END.search(tail)):
+            whole[-1].append(part)
+            tail = (tail + part[-TAIL:])[-TAIL:]
         else:
-            whole.append(part)
-    return whole
+            whole.append([part])
+            tail = part[-TAIL:]
+    return ["".join(parts) for parts in whole]
 
 
-def _abbreviation(part: str) -> bool:
-    """Whether a part ends in what is no end: Mr. A. e.g. 1."""
-    return NO_END.search(part) is not None
+def count_words(text: str) -> int:
+    """Words, and for scripts without spaces between them about as many as they have: two characters of Chinese or
+    Japanese, four of Thai, Lao, Burmese or Khmer."""
+    return sum(1 for _ in WORD.finditer(text))
 
 
 def _parts(border: re.Pattern[str], text: str) -> list[str]:

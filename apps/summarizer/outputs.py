@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Protocol
 from edge_runtime.apps.summarizer.errors import StorageError
 from edge_runtime.apps.summarizer.ledger import Entry
 
+MAX_NAME = 220  # bytes; file systems take 255, and ".md.part" and a number come behind
 FORMATS = ("jsonl", "markdown", "batch")
 
 
@@ -151,12 +152,20 @@ class MarkdownOutput:
         parts = [part for part in pure.parts if part not in (pure.anchor, "..", ".")] or ["document"]
         if self.facts.batch:
             parts = ["".join(c if c.isalnum() or c in "-_." else "_" for c in entry.name).lstrip(".")[:150] or "line"]
-        plain = "/".join(parts)
+        plain = "/".join(map(_short, parts))
         target, number = f"{plain}.md", 1
         while self._taken(target, entry.document):
             number += 1
             target = f"{plain}-{number}.md"
         return target
+
+
+def _short(name: str) -> str:
+    """A file's name that has room for suffixes: one too long is cut, and told apart by a digest."""
+    raw = name.encode("utf-8", "backslashreplace")
+    if len(raw) <= MAX_NAME:
+        return name
+    return f"{raw[:MAX_NAME - 17].decode('utf-8', 'ignore')}-{blake2b(raw, digest_size=8).hexdigest()}"
 
 
 def renderer(form: str, facts: Facts) -> Callable[[Entry], dict]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from edge_runtime.apps.summarizer.chunks import split_sentences
+from edge_runtime.apps.summarizer.chunks import count_words, split_sentences
 from edge_runtime.errors import InvalidRequestError
 from edge_runtime.models.bundled import SUMMARIZE_PROMPT
 
@@ -50,7 +50,7 @@ class Shape:
         kept: list[str] = []
         used = 0
         for sentence in (re.sub(r"^([-*]|\d+[.)])\s+", "", s.strip()) for s in split_sentences(text) if s.strip()):
-            size = len(sentence.split())
+            size = count_words(sentence)
             if kept and (self.style == "headline" or (self.words is not None and used + size > self.words)):
                 break
             kept.append(sentence)

@@ -49,6 +49,7 @@ class RaySummarizer:
         target = target or Target()
         found: Source = source if hasattr(source, "batch") else source_of(  # type: ignore[assignment]
             [Path(path) for path in source], target.files)
+        target.refuse_inputs(getattr(found, "paths", ()))
         self.totals = Totals()
         path = resolve(self.model)
         manifest = {"model": fingerprint(path), "loading": repr(self.loading), "options": repr(self.options),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edge_runtime.apps.summarizer.asks import Answer, Ask
 from edge_runtime.apps.summarizer.backend import SCORE_TOKENS, Backend
-from edge_runtime.apps.summarizer.chunks import split_sentences
+from edge_runtime.apps.summarizer.chunks import count_words, split_sentences
 from edge_runtime.apps.summarizer.prompts import Shape
 
 EXTRACT_WORDS = 60  # of an extractive summary, where no length is asked for
@@ -78,12 +78,13 @@ def compressed(sentences: Sequence[Sentence], share: float) -> str:
 
 def extracted(sentences: Sequence[Sentence], shape: Shape) -> str:
     """The most informative sentences that the shape's words allow, in their order."""
-    telling = [s for s in sentences if len(s.text.split()) >= FEW_WORDS and not s.text.lstrip().startswith("#")]
+    telling = [s for s in sentences if count_words(s.text) >= FEW_WORDS and not s.text.lstrip().startswith("#")]
     candidates = [s for s in telling if s.information > 0] or telling or [s for s in sentences if s.text.strip()]
     budget = shape.words or EXTRACT_WORDS
+    candidates = [s for s in candidates if count_words(s.text) <= budget] or candidates
     kept: list[int] = []
     for number in _ranked(candidates):
-        size = len(candidates[number].text.split())
+        size = count_words(candidates[number].text)
         if kept and (size > budget or shape.style == "headline"):
             continue
         kept.append(number)

@@ -1,6 +1,7 @@
 """Who answers: OpenAI-compatible servers that run already, several of them, the one with the least to do first."""
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,11 @@ class ServerBackend:
         self._httpx: Any = httpx
         self._local = tokenizer
         self.servers = [Server(_base(url)) for url in urls]
+        for url in urls:
+            try:
+                httpx.URL(url)
+            except httpx.InvalidURL as error:
+                raise InvalidRequestError("server", url, f"a URL such as http://127.0.0.1:8000 ({error})") from error
         self.slots = slots * len(self.servers)
         self.patience = patience
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -82,8 +88,11 @@ class ServerBackend:
         path, body = self._wire(ask)
         began = time.perf_counter()
         found = self._send("POST", path, body, stop)
-        usage = found.get("usage") or {}
-        details = usage.get("prompt_tokens_details") or {}
+        choices = found.get("choices")
+        if path.endswith("/completions") and not (isinstance(choices, list) and choices):
+            raise ServerError(f"the answer holds no choices: {json.dumps(found)[:200]}")
+        usage = _mapping(found.get("usage"))
+        details = _mapping(usage.get("prompt_tokens_details"))
         text, reason = _reply(found) if ask.kind in ("chat", "complete", "post") else ("", "stop")
         return Answer(text, reason, _number(usage, "prompt_tokens"), _number(usage, "completion_tokens"),
                       _number(details, "cached_tokens"), time.perf_counter() - began,
@@ -200,6 +209,10 @@ def _reply(found: Mapping[str, Any]) -> tuple[str, str]:
     message = first.get("message") if isinstance(first.get("message"), dict) else {}
     text = (message or {}).get("content") or first.get("text") or ""
     return str(text), str(first.get("finish_reason") or "stop")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _number(values: Mapping[str, Any], name: str) -> int:

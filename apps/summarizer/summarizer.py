@@ -90,6 +90,13 @@ class Target:
                                                              "writes over it")
         return ledger
 
+    def refuse_inputs(self, paths: Iterable[Path]) -> None:
+        """Raises InvalidRequestError where what is named as input would be written over."""
+        for path in paths if self.path is not None else ():
+            if self.path.resolve() in ((real := path.resolve()), *real.parents):
+                raise InvalidRequestError("out", str(self.path), f"a path of its own: the input {path} lies there, and "
+                                                                 f"--fresh would write over it")
+
     def _foreign(self, path: Path) -> bool:
         if self.form == "markdown":
             return next(path.rglob("*.md"), None) is not None
@@ -147,6 +154,7 @@ class Summarizer:
         target = target or Target()
         found: Source = source if hasattr(source, "batch") else source_of(  # type: ignore[assignment]
             [Path(path) for path in source], target.files)
+        target.refuse_inputs(getattr(found, "paths", ()))
         self.totals = Totals()
         ledger = target.open_ledger(self.manifest(target, found.batch), fresh)
         try:

@@ -1,6 +1,8 @@
 """Cutting texts: nothing lost, order kept, limits kept."""
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,6 +83,17 @@ def test_sentences_end_where_a_reader_says():
     assert [s.strip() for s in split_sentences(text)] == [
         "Dr. Smith paid 3.50 euros.", "\"Was that all?\"", "he asked.", "Yes!", "# A heading\nA line\ngoes on here.",
         "- one", "- two e.g. three."]
+
+
+def test_sentences_end_in_other_scripts():
+    assert split_sentences("यह एक है। यह दो है। क्या?") == ["यह एक है। ", "यह दो है। ", "क्या?"]
+    assert split_sentences("هل وصلت؟ نعم.") == ["هل وصلت؟ ", "نعم."]
+
+
+def test_a_long_list_of_initials_takes_no_minutes():
+    began = time.thread_time()
+    assert split_sentences("A. " * 40_000) == ["A. " * 40_000]
+    assert time.thread_time() - began < 5  # a search from the beginning for each took 70 s
 
 
 def test_a_limit_that_nothing_fits_is_refused():

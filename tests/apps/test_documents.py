@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.apps import documents
+from edge_runtime.apps import document_formats, documents
 from edge_runtime.apps.documents import DocumentError, find_files, read_document
 from edge_runtime.errors import MissingExtraError
 from tests.apps.files import write_docx, write_html, write_pdf
@@ -73,6 +73,27 @@ def test_a_folder_without_permission_does_not_hide_the_others(tmp_path, monkeypa
 
 
 @pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="needs a user to become")
+def test_a_link_that_cannot_be_followed_does_not_hide_the_others(tmp_path, monkeypatch):
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text("text")
+    real = Path.is_file
+
+    def locked(path):
+        if path.name == "b.txt":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", locked)
+    found = [str(one) if isinstance(one, DocumentError) else one.name for one in find_files([tmp_path])]
+    assert found == ["a.txt", f"{tmp_path / 'b.txt'}: cannot be opened: Permission denied", "c.txt"]
+
+
+def test_a_device_without_an_end_is_named(monkeypatch):
+    monkeypatch.setattr(documents, "MAX_BYTES", 1 << 20)
+    with pytest.raises(DocumentError, match="more than the 1 MiB"):
+        read_document(Path("/dev/zero"))
+
+
 def test_a_folder_without_permission_for_another_user(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o700)
     (tmp_path / "closed" / "a.txt").write_text("a")
@@ -152,6 +173,27 @@ def test_a_word_file_that_is_some_other_archive(tmp_path):
         archive.writestr("x.txt", "x")
     with pytest.raises(DocumentError, match="not a readable Word file"):
         read_document(tmp_path / "a.docx")
+
+
+def test_a_word_file_that_unpacks_to_more_than_the_memory_is_named(tmp_path, monkeypatch):
+    path = write_docx(tmp_path / "a.docx")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "bomb.docx", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, raw in parts.items():
+            archive.writestr(name, raw.replace(b"A first", b"<w:br/>" * 100_000 + b"A first"))
+    assert (tmp_path / "bomb.docx").stat().st_size < 60_000
+    monkeypatch.setattr(document_formats, "MAX_XML", 1 << 19)
+    assert read_document(path).text
+    with pytest.raises(DocumentError, match="without pictures"):
+        read_document(tmp_path / "bomb.docx")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "latin-1"])
+def test_html_of_other_encodings(tmp_path, encoding):
+    page = '<html><head><meta charset="latin-1"></head><body><p>The café opens on Monday at nine.</p></body></html>'
+    (tmp_path / "a.html").write_bytes(page.encode(encoding))
+    assert "The caf\u00e9 opens" in read_document(tmp_path / "a.html").text
 
 
 def test_html_gives_what_a_reader_sees(tmp_path):

@@ -166,15 +166,15 @@ def test_a_file_that_cannot_be_read_now_is_tried_again(llm, tmp_path, monkeypatc
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(f"The text of {name}.")
     expected = [s.text for s in summaries(summarizer(llm), [tmp_path])]
-    real, failures = Path.read_bytes, {"a.txt": 2, "b.txt": 9}
+    real, failures = Path.open, {"a.txt": 2, "b.txt": 9}
 
-    def read_bytes(path: Path) -> bytes:
+    def fails(path: Path, *arguments):
         if failures.get(path.name):
             failures[path.name] -= 1
             raise OSError(5, "Input/output error", str(path))
-        return real(path)
+        return real(path, *arguments)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(Path, "open", fails)
     first, second = summaries(summarizer(llm), [tmp_path])
     assert first.text == expected[0] and "Input/output error" in (second.error or "") and failures["b.txt"] == 6
 
@@ -227,6 +227,32 @@ def test_command_writes_a_markdown_file_per_document(path, tmp_path):
     found = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.md"))
     assert len(found) == 4 and all("\n\nSource: `" in (out / name).read_text() for name in found)
     assert "from before: 4 documents" in run(*arguments).stderr
+
+
+def test_names_that_no_file_may_have_do_not_stop_the_rest(llm, tmp_path):
+    (tmp_path / "in").mkdir()
+    names = ["a" * 250 + ".txt", "b" * 249 + "1.txt", "b" * 249 + "2.txt", "名" * 80 + ".txt", "c\nd.txt", "e.txt"]
+    for name in names:
+        (tmp_path / "in" / name).write_text("A text.")
+    with open(os.fsencode(tmp_path / "in") + b"/" + b"\xff" * 240 + b".txt", "w") as file:
+        file.write("A text.")
+    found = summaries(summarizer(llm), [tmp_path / "in"], Target(tmp_path / "out", "markdown"))
+    assert len(found) == 7 and all(summary.error is None for summary in found)
+    assert len(list((tmp_path / "out").rglob("*.md"))) == 7
+    again = summarizer(llm)
+    summaries(again, [tmp_path / "in"], Target(tmp_path / "out", "markdown"))
+    assert (again.totals.kept, len(list((tmp_path / "out").rglob("*.md")))) == (7, 7)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "markdown"])
+def test_an_output_that_is_an_input_is_refused_even_afresh(llm, tmp_path, form):
+    (tmp_path / "in").mkdir()
+    named = tmp_path / "in" / ("mine.txt" if form == "jsonl" else "")
+    (tmp_path / "in" / "mine.txt").write_text("precious")
+    with pytest.raises(InvalidRequestError, match="a path of its own"):
+        list(summarizer(llm).run([named], Target(named, form), fresh=True))
+    assert [one.name for one in (tmp_path / "in").iterdir()] == ["mine.txt"]
+    assert (tmp_path / "in" / "mine.txt").read_text() == "precious"
 
 
 def test_command_refuses_what_it_cannot_do(path, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from edge_runtime.apps.documents import Document
 from edge_runtime.apps.summarizer import Summarizer
 from edge_runtime.apps.summarizer.backend import LocalBackend
-from edge_runtime.apps.summarizer.chunks import split_sentences
+from edge_runtime.apps.summarizer.chunks import count_words, split_sentences
 from edge_runtime.apps.summarizer.prompts import Prompts, Shape, fill
 from edge_runtime.apps.summarizer.selection import Sentence, compressed, extracted, scored
 from edge_runtime.errors import InvalidRequestError
@@ -76,6 +76,19 @@ def test_extraction_keeps_to_the_words_and_the_order():
     assert extracted(sentences, Shape(8, "bullets")) == "- One two three four.\n- Ten to the end."
     assert extracted(sentences, Shape(50, "headline")) == "Ten to the end."
     assert extracted([Sentence("Hi.", 2, 1.0)], Shape()) == "Hi."
+
+
+def test_extraction_keeps_to_the_length_in_scripts_without_spaces():
+    sentences = [Sentence(f"第{i}个会议在星期二下午举行，大家讨论了新的计划。", 20, float(i)) for i in range(40)]
+    chosen = extracted(sentences, Shape(40))
+    assert 20 <= count_words(chosen) <= 40 and "第39个" in chosen and "第38个" in chosen
+    assert count_words(Shape(40).applied("".join(s.text for s in sentences))) <= 40
+    assert count_words("two words") == 2 and count_words("ภาษาไทยไม่เว้นวรรค") in range(3, 7)
+
+
+def test_extraction_prefers_sentences_that_fit():
+    long, short = Sentence("word " * 500 + "end. ", 501, 9.0), Sentence("Five words that say it.", 6, 1.0)
+    assert extracted([long, short], Shape(40)) == "Five words that say it."
 
 
 def test_the_bundled_model_extracts_from_any_text(llm, tmp_path):

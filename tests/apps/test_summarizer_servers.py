@@ -113,6 +113,19 @@ def test_a_request_that_is_refused_fails_alone(local, documents):
     assert "played 400" in bad.error and len(server.requests) == 40
 
 
+@pytest.mark.parametrize("answer", [{}, {"error": "overloaded"}, {"choices": []}, {"choices": None, "usage": [1]}])
+def test_an_answer_without_choices_is_no_empty_summary(local, documents, monkeypatch, answer):
+    with serving(1) as [server]:
+        backend = ServerBackend([server.url], local)
+        real = backend._send
+        monkeypatch.setattr(backend, "_send", lambda method, path, body, stop: answer if "Text 3." in str(body) else
+                            real(method, path, body, stop))
+        found = [Summary.of(entry) for entry in Summarizer(backend, prompt=PROMPT).run([documents])]
+        backend.close()
+    assert [i for i, summary in enumerate(found) if summary.error is not None] == [3]
+    assert found[3].text is None and "no choices" in found[3].error
+
+
 def test_long_documents_are_cut_for_the_servers_context(local, tmp_path):
     (tmp_path / "long.txt").write_text("\n\n".join(f"Paragraph {i} tells something of its own." for i in range(80)))
     with serving(1) as [server]:
@@ -158,6 +171,8 @@ def test_batch_files_go_to_the_servers_as_they_are(model, tmp_path):
 def test_what_cannot_be_is_refused(local, monkeypatch):
     with pytest.raises(InvalidRequestError, match="server"):
         ServerBackend(["localhost:8000"], local)
+    with pytest.raises(InvalidRequestError, match="a URL such as"):
+        ServerBackend(["http://[::1"], local)
     with pytest.raises(InvalidRequestError, match="concurrency"):
         ServerBackend(["http://localhost:8000"], local, slots=0)
     monkeypatch.setitem(__import__("sys").modules, "httpx", None)
