@@ -1,6 +1,7 @@
 """`edge-runtime run --explain`: who attended, in which mode, and how well that was predicted."""
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import mean, median
@@ -26,8 +27,8 @@ def explained(llm: LLM) -> str:
     if not status.laps:
         return "\n".join([*lines, "no token was decoded: nothing was scheduled"])
     lines += _table([HEADER, *(_row(mode, status.laps, status.modes) for mode in status.modes)])
-    lines.append(f"device KV at the end: {status.device_tokens:,} of {status.pool_tokens:,} tokens; median error of "
-                 f"all predictions {status.error:.0%}")
+    error = "" if math.isnan(status.error) else f"; median error of all predictions {status.error:.0%}"
+    lines.append(f"device KV at the end: {status.device_tokens:,} of {status.pool_tokens:,} tokens{error}")
     considered = sorted(status.laps[-1].considered.items(), key=lambda item: -item[1])
     if considered:
         lines.append(f"considered for the last lap ({status.laps[-1].mode}), tokens/s: "

@@ -137,11 +137,14 @@ def _requests(trace: Path | None, lengths: str | None, count: int, rate: float |
         raise InvalidRequestError("requests", count, "1 or more")
     if rate is not None and not 0 <= rate < 1e9:
         raise InvalidRequestError("rate", rate, "requests per second, 0 or more")
+    if rate and count / rate > traces.MOST_SECONDS:
+        raise InvalidRequestError("rate", rate, f"so that {count} requests come within "
+                                                f"{traces.MOST_SECONDS:.0e} seconds")
     if lengths is not None:
         if trace is not None:
             raise InvalidRequestError("synthetic", lengths, "given without --trace")
         parts = lengths.split(",")
-        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 40 for part in parts):
             raise InvalidRequestError("synthetic", lengths, "prompt and reply tokens, such as 1000,200")
         found = traces.synthetic(count, int(parts[0]), int(parts[1]), rate=rate or None, seed=seed)
     else:

@@ -3,16 +3,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_runtime.devices.accelerator import Accelerator
 from edge_runtime.devices.base import KVLayout
 from edge_runtime.devices.onnx import OnnxAccelerator
-from edge_runtime.devices.onnx.providers import Provider, hardware
+from edge_runtime.devices.onnx.providers import PROVIDERS, Provider, hardware
 from edge_runtime.kernels.team import default_threads
 from edge_runtime.models.config import ModelConfig
 from edge_runtime.models.gguf_file import GGUFFile
+from edge_runtime.offload import profile_store
 from edge_runtime.offload.apex import Apex
 from edge_runtime.offload.copies import token_bytes
 from edge_runtime.offload.cost_model import CostModel, Curves
@@ -20,7 +23,7 @@ from edge_runtime.offload.host_attention import HostAttention
 from edge_runtime.offload.hybrid_device import HybridDevice
 from edge_runtime.offload.plan import Plan
 from edge_runtime.offload.planner import OffloadOptions
-from edge_runtime.profiling import profile_of, setting_of
+from edge_runtime.profiling import machine_facts, profile_of, setting_of
 from edge_runtime.progress import PROFILING
 from edge_runtime.tokenizer import Tokenizer
 
@@ -44,19 +47,26 @@ def load_hybrid(path: Path, file: GGUFFile, config: ModelConfig, tokenizer: Toke
     there = plan.on_device
     assert there is not None
     device_threads, host_threads = threads_of(provider, threads, options.host_threads)
+    spare_threads = threads_of(PROVIDERS["cpu"], threads, options.host_threads)
 
-    def accelerator(name: str, pool: int, cores: Sequence[int] = ()) -> OnnxAccelerator:
-        return OnnxAccelerator(file, config, name, kv_budget_bytes=pool, context=plan.context, threads=device_threads,
+    def accelerator(name: str, pool: int, threads: int, cores: Sequence[int] = ()) -> OnnxAccelerator:
+        return OnnxAccelerator(file, config, name, kv_budget_bytes=pool, context=plan.context, threads=threads,
                                cores=cores, forms=("segments",), max_rows=MAX_ROWS, half_kv=plan.kv == "fp16")
 
-    opened = accelerator(provider.name, there.kv_pool_bytes, options.device_cores)
+    on_cpu = setting_of(path, PROVIDERS["cpu"], plan.kv, *spare_threads, replace(options, device_cores=()))
+
+    def after_loss(fresh: Accelerator) -> Apex:
+        stored = profile_store.find(on_cpu, machine_facts(fresh))
+        return scheduler(fresh, stored.curves if stored else curves, plan, options)
+
+    opened = accelerator(provider.name, there.kv_pool_bytes, device_threads, options.device_cores)
     try:
         if curves is None:
             curves = curves_of(path, opened, config, plan, provider, (device_threads, host_threads), options, progress)
         device = HybridDevice(
             opened, config, scheduler(opened, curves, plan, options), kv=plan.kv, host_threads=host_threads,
             host_cores=options.host_cores, max_rows=MAX_ROWS,
-            reopen=lambda: accelerator("cpu", there.kv_least_bytes))
+            reopen=lambda: accelerator("cpu", there.kv_least_bytes, spare_threads[0]), reschedule=after_loss)
     except BaseException:
         opened.close()
         raise
@@ -76,7 +86,7 @@ def threads_of(provider: Provider, threads: int | None, host_threads: int | None
     return max(1, every - (host_threads or every // 2)), host_threads or max(1, every // 2)
 
 
-def scheduler(accelerator: OnnxAccelerator, curves: Curves, plan: Plan, options: OffloadOptions) -> Apex:
+def scheduler(accelerator: Accelerator, curves: Curves, plan: Plan, options: OffloadOptions) -> Apex:
     """Decides over a pool that hands out places in classes of capacity."""
     kv, token = accelerator.kv, token_bytes(accelerator)
     return Apex(CostModel(curves), size=lambda tokens: -(-kv.bytes_for(min(tokens, plan.context)) // token),

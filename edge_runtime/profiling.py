@@ -1,16 +1,19 @@
 """The profile of a model on a device here: the stored one, or measured now and stored."""
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
+from itertools import zip_longest
 from pathlib import Path
 
 from edge_runtime import machine
 from edge_runtime.devices.accelerator import Accelerator
 from edge_runtime.devices.base import KV_DTYPES, KVLayout
+from edge_runtime.devices.onnx.capacity import capacity
 from edge_runtime.devices.onnx.providers import Provider
 from edge_runtime.errors import InvalidRequestError
 from edge_runtime.models.config import ModelConfig, config_from_gguf
@@ -20,8 +23,9 @@ from edge_runtime.offload.host_attention import HostAttention
 from edge_runtime.offload.plan import memory
 from edge_runtime.offload.planner import OffloadOptions
 from edge_runtime.offload.profile_store import Profile, Setting
-from edge_runtime.offload.profiler import LEAST_SECONDS, MEMORY_SHARE, MOST_TOKENS, SECONDS, measure
+from edge_runtime.offload.profiler import LEAST_SECONDS, MEMORY_SHARE, MOST_TOKENS, SECONDS, measure, reach
 
+LOG = logging.getLogger("edge_runtime")
 Progress = Callable[[str], None]
 
 
@@ -42,15 +46,19 @@ def machine_facts(accelerator: Accelerator) -> dict[str, str]:
 
 def profile_of(accelerator: Accelerator, host: HostAttention, config: ModelConfig, setting: Setting, *,
                fresh: bool = False, seconds: float = SECONDS, progress: Progress | None = None) -> Profile:
-    """A stored profile is taken unless `fresh`; a broken or a foreign one is warned of. A new one is stored; where that
-    fails, a warning says so and the profile is good for now. seconds, errors: as `profiler.measure`."""
-    facts = machine_facts(accelerator)
+    """A stored profile is taken unless `fresh`, or it was measured with room for less KV on the device than there
+    is now; a broken or a foreign one is warned of. A new one is stored; where that fails, a warning says so and the
+    profile is good for now. seconds, errors: as `profiler.measure`."""
+    facts, room = machine_facts(accelerator), reach(accelerator, config)
     found = None if fresh else profile_store.find(setting, facts)
     if found is not None:
-        return found
+        if all(was >= now for was, now in zip_longest(found.reach, room, fillvalue=0)):
+            return found
+        LOG.info("the profile of %s reaches to %s tokens of KV on the device, there is room for %s: measured anew",
+                 setting.device, found.reach or "unknown", room)
     new = measure(accelerator, host, config, seconds=seconds, progress=progress)
     profile = Profile(setting, facts, new.curves, round(new.seconds, 2), new.notes,
-                      datetime.now(timezone.utc).isoformat(timespec="seconds"))
+                      datetime.now(timezone.utc).isoformat(timespec="seconds"), room)
     return stored(profile)
 
 
@@ -88,7 +96,7 @@ def open_and_profile(model: str | os.PathLike[str] | None, device: str, *, kv: s
         config = config_from_gguf(file)
         setting = setting_of(path, provider, kv, device_threads, host_threads, options, precision)
         token = config.layers * 2 * config.kv_width * 4
-        pool = min(token * MOST_TOKENS * 5 // 4, max(memory()[1] // MEMORY_SHARE, token * 1024))
+        pool = min(token * MOST_TOKENS * 5 // 4, max(_free(file, config, provider), token * 1024))
         accelerator = OnnxAccelerator(
             file, config, provider.name, kv_budget_bytes=pool, threads=device_threads, cores=options.device_cores,
             precision=precision, half_kv=kv == "fp16")
@@ -103,6 +111,17 @@ def open_and_profile(model: str | os.PathLike[str] | None, device: str, *, kv: s
             if host is not None:
                 host.close()
             accelerator.close()
+
+
+def _free(file: GGUFFile, config: ModelConfig, provider: Provider) -> int:
+    """Bytes for KV on a device that has nothing to do but to be measured."""
+    from edge_runtime.onnx_model import needs_of
+
+    found = capacity(provider)
+    if found.shared or found.total is None:
+        return memory()[1] // MEMORY_SHARE
+    needs = needs_of(file, config, provider)
+    return (found.total if found.free is None else found.free) * 3 // 4 - needs.weights - needs.working
 
 
 def stored(profile: Profile) -> Profile:

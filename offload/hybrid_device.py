@@ -53,19 +53,22 @@ class Scheduler(Protocol):
 class HybridDevice:
     """apex: decides about every lap. kv: type of the host's pages. host_threads, host_cores: of the host's attention.
     reopen: gives an accelerator that takes over when this one is lost; None: the error goes to the requests.
+    reschedule: gives the scheduler for that one, since what the lost device took tells nothing of it; None: `apex`
+    stays.
 
     A row's logits depend on its own sequence, up to the rounding of the side that attends.
     """
 
     def __init__(self, accelerator: Accelerator, config: ModelConfig, apex: Scheduler, *, kv: str = "int8",
                  host_threads: int = 1, host_cores: tuple[int, ...] = (), max_rows: int | None = None,
-                 reopen: Callable[[], Accelerator] | None = None):
+                 reopen: Callable[[], Accelerator] | None = None,
+                 reschedule: Callable[[Accelerator], Scheduler] | None = None):
         self.config, self.apex = config, apex
         self.kv_layout = KVLayout(config.layers, config.kv_heads, config.head_size, kv)
         self.vocab_size = accelerator.vocab_size
         self.max_rows = max_rows or accelerator.capabilities.max_rows
         self.meter = OverlapMeter()
-        self._accelerator, self._reopen = accelerator, reopen
+        self._accelerator, self._reopen, self._reschedule = accelerator, reopen, reschedule
         self._host = HostAttention(config, self.kv_layout, threads=host_threads, cores=host_cores)
         self._writer = HostAttention(config, self.kv_layout, cores=host_cores, name="edge-runtime-writer")
         self._by = Processors(accelerator, self._host, self._writer, config, self.meter)
@@ -368,6 +371,8 @@ class HybridDevice:
             fresh = self._reopen()
         except Exception as trouble:
             raise DeviceLostError(f"{str(error).rstrip('.')}. No other device takes over: {trouble}") from trouble
+        if self._reschedule is not None:
+            self.apex = self._reschedule(fresh)
         self._accelerator = fresh
         self._lost += 1
         LOG.warning("%s. %s goes on with the same sequences: their KV is on the host.", str(error).rstrip("."),

@@ -2,6 +2,7 @@
 the device attends over. Numbers in, a `Plan` out; nothing is loaded."""
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from edge_runtime.offload.pages import pages_for
 from edge_runtime.offload.plan import KV_SHARE, MIB, MIN_CONTEXT, RUNTIME_BYTES, DevicePlan, Plan, _positive, memory
 
 OFFLOAD = ("auto", "on", "off")
+MOST_THREADS = 1024  # of a team, see kernels.team
+MOST_MS = 1e9
 DEVICE_CONTEXT = 4096  # where all KV is float32 on the device, "auto" opens no longer context
 RESERVE_SHARE, RESERVE_BYTES = 20, 256 * MIB  # of either memory: left to the rest of the system
 GROWTH = 3, 2  # a sequence that grows holds its old place and its new one for a moment
@@ -42,10 +45,13 @@ class OffloadOptions:
             _positive("device_memory", self.device_memory, "a whole number of bytes from 1 up, or None")
         if self.host_threads is not None:
             _positive("host_threads", self.host_threads, "a whole number from 1 up, or None")
+            if self.host_threads > MOST_THREADS:
+                raise InvalidRequestError("host_threads", self.host_threads, f"at most {MOST_THREADS}, or None")
         if self.tbt_ms is not None:
             number = isinstance(self.tbt_ms, int | float) and not isinstance(self.tbt_ms, bool)
-            if not (number and 0 < self.tbt_ms < float("inf")):
-                raise InvalidRequestError("tbt_ms", self.tbt_ms, "milliseconds above 0, or None")
+            if not (number and 0 < self.tbt_ms < MOST_MS):
+                raise InvalidRequestError("tbt_ms", self.tbt_ms, f"milliseconds, above 0 and below {MOST_MS:.0e}, or "
+                                                                 f"None")
             if self.offload == "off":
                 raise InvalidRequestError("tbt_ms", self.tbt_ms, 'None with offload="off": the scheduler that keeps it '
                                                                  'is that of offload="on"')
@@ -53,6 +59,9 @@ class OffloadOptions:
             cores = getattr(self, name)
             if not isinstance(cores, tuple) or any(type(core) is not int or core < 0 for core in cores):
                 raise InvalidRequestError(name, cores, "numbers of processors, from 0 up")
+            strange = sorted(set(cores) - _processors())
+            if strange:
+                raise InvalidRequestError(name, cores, f"processors of this machine: it has no {strange[0]}")
         return self
 
     def refuse(self, device: str) -> None:
@@ -85,6 +94,12 @@ class DeviceNeeds:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.sequence(middle * PAGE_TOKENS) <= nbytes else (low, middle - 1)
         return low * PAGE_TOKENS
+
+
+def _processors() -> set[int]:
+    """Those that a thread of this process may be told to stay on."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    return {*allowed, *range(os.cpu_count() or 1)}
 
 
 def plan_device(config: ModelConfig, needs: DeviceNeeds, capacity: DeviceCapacity, *, device: str,

@@ -40,7 +40,8 @@ class Setting:
 @dataclass(frozen=True)
 class Profile:
     """Curves with where they come from. machine: facts of machine and software by name, on any change of which a
-    profile is measured anew. seconds: that measuring took. notes: what was extrapolated, and why. date: ISO 8601."""
+    profile is measured anew. seconds: that measuring took. notes: what was extrapolated, and why. date: ISO 8601.
+    reach: as of `profiler.reach` when it was measured, empty where that is not known."""
 
     setting: Setting
     machine: dict[str, str]
@@ -48,6 +49,7 @@ class Profile:
     seconds: float
     notes: tuple[str, ...]
     date: str
+    reach: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -58,7 +60,7 @@ class Profile:
     def as_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "fingerprint": self.fingerprint, "date": self.date, "seconds": self.seconds,
                 "setting": asdict(self.setting), "machine": self.machine, "notes": list(self.notes),
-                "curves": self.curves.as_json()}
+                "reach": list(self.reach), "curves": self.curves.as_json()}
 
     @classmethod
     def from_json(cls, value: Any, where: object) -> Profile:
@@ -74,12 +76,15 @@ class Profile:
             raise ProfileError(where, f"notes {str(notes)[:40]!r} are no list of words")
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
             raise ProfileError(where, f"seconds {str(seconds)[:40]!r} are no time")
+        reach = value.get("reach", [])
+        if not isinstance(reach, list) or not all(type(tokens) is int and tokens >= 0 for tokens in reach):
+            raise ProfileError(where, f"reach {str(reach)[:40]!r} is no list of numbers of tokens")
         try:
             curves = Curves.from_json(value.get("curves"))
         except ProfileError as error:
             raise ProfileError(where, f"{error.subject}: {error.reason}") from None
         found = cls(_setting(value.get("setting"), where), dict(machine), curves, float(seconds), tuple(notes),
-                    str(value.get("date", "")))
+                    str(value.get("date", "")), tuple(reach))
         if value.get("fingerprint") != found.fingerprint:
             raise ProfileError(where, f"its fingerprint {str(value.get('fingerprint'))[:40]!r} is not that of its "
                                       f"setting and machine, {found.fingerprint}")

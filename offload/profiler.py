@@ -68,6 +68,33 @@ def measure(accelerator: Accelerator, host: HostAttention, config: ModelConfig, 
     return _Profiler(accelerator, host, config, seconds, progress or (lambda text: None), seed).run()
 
 
+def reach(accelerator: Accelerator, config: ModelConfig) -> tuple[int, ...]:
+    """How long the sequences may be that a measurement holds on the device, for each number of them: as far as budget,
+    context and memory have room now. A profile that reaches less far was measured with less."""
+    found = []
+    for count, wanted, _ in HELD:
+        tokens = min(wanted, config.context_length)
+        while tokens >= TOKENS[0] and not _has_room(accelerator, tokens, count):
+            tokens //= 2
+        found.append(tokens if tokens >= TOKENS[0] else 0)
+    return tuple(found)
+
+
+def _has_room(accelerator: Accelerator, tokens: int, count: int) -> bool:
+    kv = accelerator.kv
+    try:
+        budget = kv.can_open(tokens, count)
+    except ValueError:  # longer than the device's longest sequence
+        return False
+    return budget and _fits_memory(accelerator, count * tokens)
+
+
+def _fits_memory(accelerator: Accelerator, tokens: int) -> bool:
+    """Of the host, where the device's KV lies in it; a device's own memory has its budget."""
+    return (not accelerator.capabilities.host_memory
+            or accelerator.kv.bytes_for(1) // 128 * tokens <= memory()[1] // MEMORY_SHARE)
+
+
 class _Profiler:
     def __init__(self, accelerator: Accelerator, host: HostAttention, config: ModelConfig, seconds: float,
                  progress: Progress, seed: int):
@@ -154,7 +181,7 @@ class _Profiler:
         sequences: list[Any] = []
         tokens, filled = wanted, 0
         while tokens >= TOKENS[0] and not sequences:
-            if self._fits_memory(count * tokens):
+            if _fits_memory(self.accelerator, count * tokens):
                 sequences, filled = self._on_device(partial(self.device.open, tokens, count, seconds))
             if not sequences:
                 tokens //= 2
@@ -297,11 +324,6 @@ class _Profiler:
         while tokens > 1024 and tokens // 64 * self.layout.page_bytes > memory()[1] // MEMORY_SHARE:
             tokens //= 2
         return tokens
-
-    def _fits_memory(self, tokens: int) -> bool:
-        """Of the host, where the device's KV lies in it; a device's own memory has its budget."""
-        return (not self.accelerator.capabilities.host_memory
-                or self.accelerator.kv.bytes_for(1) // 128 * tokens <= memory()[1] // MEMORY_SHARE)
 
     def _on_device(self, call: Callable[[], T]) -> T:
         return self.accelerator.submit(call).result()

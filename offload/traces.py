@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,6 +15,8 @@ from edge_runtime.errors import EdgeRuntimeError, InvalidRequestError
 COLUMNS = (("TIMESTAMP", "ContextTokens", "GeneratedTokens"), ("arrival", "prompt_tokens", "output_tokens"),
            ("prompt_tokens", "output_tokens"))
 MOST_TOKENS = 10_000_000  # of one request: beyond, a figure is in the wrong column
+MOST_SECONDS = 1e9  # between the first arrival and the last: beyond, seconds are lost in rounding
+DATE = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)?", re.ASCII)
 SAMPLE = "azure_conversations.csv"
 
 
@@ -107,23 +110,31 @@ def _read(file, path: object, limit: int | None) -> list[Request]:
         raise TraceError(path, 0, "holds no request")
     found.sort(key=lambda request: request.arrival)
     start = found[0].arrival
+    if found[-1].arrival - start > MOST_SECONDS:
+        raise TraceError(path, 0, f"the last request arrives {found[-1].arrival - start:.3g} seconds after the first: "
+                                  f"must be {MOST_SECONDS:.0e} at most")
     return [replace(request, arrival=request.arrival - start) for request in found[:limit]]
 
 
 def _tokens(path: object, line: int, text: str) -> int:
-    if not text.isdecimal() or int(text) > MOST_TOKENS:
+    if not text.isdecimal() or len(text) > 20 or int(text) > MOST_TOKENS:  # longer ones Python may refuse to read
         raise TraceError(path, line, f"{text[:40]!r}: must be a number of tokens, 0 to {MOST_TOKENS}")
     return int(text)
 
 
 def _seconds(path: object, line: int, text: str) -> float:
-    """Seconds, or a date with a time, whose fraction may have more than six digits."""
+    """Seconds, or a date with a time, whose fraction may have more than six digits; without a time zone it counts as
+    universal time, where no hour comes twice."""
     try:
         seconds = float(text)
     except ValueError:
-        head, _, fraction = text.partition(".")
+        parts = DATE.fullmatch(text)
         try:
-            seconds = datetime.fromisoformat(head).timestamp() + (float(f"0.{fraction}") if fraction else 0.0)
+            if parts is None:
+                raise ValueError
+            day, fraction, zone = parts.groups()
+            zone = "+00:00" if zone in (None, "Z") else zone
+            seconds = datetime.fromisoformat(day + zone).timestamp() + float(f"0{fraction or ''}")
         except ValueError:
             raise TraceError(path, line, f"{text[:40]!r}: must be seconds, or a date and time such as 2023-11-16 "
                                          "18:15:46.680590") from None

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,7 +195,8 @@ def test_vectors_and_scores(device_only, hybrid):
 def test_a_lost_device_is_replaced_and_the_reply_goes_on(device_only, prompts, caplog):
     want = list(device_only.generate(prompts[2], GREEDY).token_ids)
     with opened() as llm:
-        accelerator, calls = llm._loaded.device.accelerator, 0
+        accelerator, calls, before = llm._loaded.device.accelerator, 0, llm._loaded.device.apex
+        handover = told_apart(before.cost.curves.handover)
         segment = accelerator.segment
 
         def fails(*arguments):
@@ -209,7 +211,21 @@ def test_a_lost_device_is_replaced_and_the_reply_goes_on(device_only, prompts, c
         status = llm.status().placement
         assert calls > 100 and status.lost == 1 and llm._loaded.device.accelerator is not accelerator
         check_same(device_only, prompts[2], want, got)
+        after = llm._loaded.device.apex
+        assert after is not before and after.cost.curves.handover == handover
+        assert set(after.pairs).isdisjoint(before.pairs) and after.tbt_seconds == before.tbt_seconds
         assert "1 device lost on the way" in explained(llm) and "goes on with the same sequences" in caplog.text
+
+
+def told_apart(handover: float) -> float:
+    """The stored profile of the CPU, which takes over, is another one from now on than the one in use; its handover."""
+    for file in profile_store.folder().iterdir():
+        profile = profile_store.read(file)
+        if profile.curves.handover == handover:
+            assert profile.setting.device == "onnx:cpu"
+            profile_store.save(replace(profile, curves=replace(profile.curves, handover=2 * handover + 1e-6)))
+            return 2 * handover + 1e-6
+    raise AssertionError("no such profile")
 
 
 def test_the_profile_is_measured_once(quick_profile, monkeypatch):

@@ -138,13 +138,14 @@ def test_a_device_that_is_too_small_says_what_would_do():
     {"context": 131_073}, {"context": True}, {"max_batch": 0}, {"memory_budget": 0}, {"memory_budget": -1},
     {"device_memory": 0}, {"device_memory": -1}, {"device_memory": 1.5}, {"device_memory": True}, {"offload": "maybe"},
     {"offload": None}, {"tbt_ms": 0}, {"tbt_ms": -1.0}, {"tbt_ms": float("nan")}, {"tbt_ms": float("inf")},
-    {"tbt_ms": True}, {"tbt_ms": 5.0, "offload": "off"}])
+    {"tbt_ms": True}, {"tbt_ms": 10**400}, {"tbt_ms": 5.0, "offload": "off"}])
 def test_refusals(values):
     with pytest.raises(InvalidRequestError, match=next(iter(values))):
         plan(**{"context": 1024, "max_batch": 4, **values})
 
 
 @pytest.mark.parametrize("values", [{"host_threads": 0}, {"host_threads": 2.0}, {"host_cores": (-1,)},
+                                    {"host_threads": 1025}, {"host_cores": (0, 10**30)}, {"device_cores": (1 << 20,)},
                                     {"device_cores": ("0",)}, {"host_cores": [0]}])
 def test_options_that_no_machine_has(values):
     with pytest.raises(InvalidRequestError, match=next(iter(values))):

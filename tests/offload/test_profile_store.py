@@ -15,7 +15,7 @@ from tests.offload.test_cost_model import curves
 SETTING = Setting("0123abcd", "onnx:cpu", "float32", "int8", 1, 1, (0,), (1,))
 MACHINE = {"processor": "Zen 5", "memory": "24 GiB", "onnxruntime": "1.31.1"}
 PROFILE = Profile(SETTING, MACHINE, curves(contention_host=1.25, bring=((64, 1e-4), (512, 9e-4))), 41.5,
-                  ("linear, 512 rows: extrapolated, the time was up",), "2026-11-21T15:00:00+00:00")
+                  ("linear, 512 rows: extrapolated, the time was up",), "2026-11-21T15:00:00+00:00", (2048, 65536, 512))
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +32,13 @@ def test_what_is_saved_is_found(cache):
         assert find(SETTING, MACHINE) == PROFILE
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # no half-written one beside it
     assert json.loads(path.read_text())["fingerprint"] == PROFILE.fingerprint
+
+
+def test_how_far_it_reaches_may_be_unknown():
+    path, value = save(PROFILE), PROFILE.as_json()
+    del value["reach"]
+    path.write_text(json.dumps(value))
+    assert read(path) == dataclasses.replace(PROFILE, reach=())
 
 
 def test_there_is_none_without_a_file():
@@ -74,6 +81,7 @@ def broken(**changed) -> str:
     ("", "not JSON"), ("{", "not JSON"), (b"\xff\xfe\x00", "not JSON"), ("[" * 100_000, "not JSON"),
     ("[]", "JSON object"), ("{}", "format None is not 1"), (broken(format=2), "format 2 is not 1"),
     (broken(machine=None), "machine"), (broken(machine={"memory": 24}), "machine"), (broken(notes="none"), "notes"),
+    (broken(reach="far"), "reach"), (broken(reach=[1, -1]), "reach"), (broken(reach=[True]), "reach"),
     (broken(seconds=-1), "seconds"), (broken(seconds=True), "seconds"), (broken(setting=None), "setting"),
     (broken(setting={**dataclasses.asdict(SETTING), "kv": 8}), "setting kv=8"),
     (broken(setting={**dataclasses.asdict(SETTING), "host_cores": ["1"]}), "setting host_cores"),

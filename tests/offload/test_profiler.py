@@ -3,6 +3,7 @@ steps that are run."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 import statistics
 import time
 import warnings
@@ -17,6 +18,7 @@ from edge_runtime.errors import InvalidRequestError, OutOfMemoryError
 from edge_runtime.models import bundled
 from edge_runtime.models.config import config_from_gguf
 from edge_runtime.models.gguf_file import GGUFFile
+from edge_runtime.offload import profiler
 from edge_runtime.offload.cost_model import CostModel
 from edge_runtime.offload.host_attention import HostAttention
 from edge_runtime.offload.profile_store import Profile, Setting, path_of, read
@@ -29,12 +31,12 @@ SECONDS = 5.0
 
 
 class Processors:
-    def __init__(self, kv_budget_bytes: int = 1 << 30):
+    def __init__(self, kv_budget_bytes: int = 1 << 30, context: int | None = None):
         self.file = GGUFFile(bundled.path())
         self.config = config_from_gguf(self.file)
         c = self.config
         self.accelerator = onnx.OnnxAccelerator(self.file, c, "cpu", kv_budget_bytes=kv_budget_bytes, threads=1,
-                                                precision="int8")
+                                                context=context, precision="int8")
         self.host = HostAttention(c, KVLayout(c.layers, c.kv_heads, c.head_size, "int8"))
 
     def measure(self, seconds: float = SECONDS, **options) -> Measurement:
@@ -205,6 +207,26 @@ class TestProfileOf:
         self.get(processors)
         assert self.measured == 2
         assert read(path_of(self.setting)).machine["processor"] == "another processor"
+
+    def test_anew_when_there_is_more_room(self, processors, caplog):
+        small, large = Processors(kv_budget_bytes=300 * 10240), Processors(kv_budget_bytes=3000 * 10240)
+        try:
+            with caplog.at_level(logging.INFO, logger="edge_runtime"):
+                assert self.get(small).reach == self.get(small).reach == (0, 256, 0)
+                assert self.measured == 1 and "measured anew" not in caplog.text
+                found = self.get(large)
+                assert self.measured == 2 and found.reach == profiler.reach(large.accelerator, large.config)
+                assert "reaches to (0, 256, 0) tokens of KV" in caplog.text and "measured anew" in caplog.text
+            assert self.get(small) == self.get(large) == found and self.measured == 2
+            short = Processors(kv_budget_bytes=3000 * 10240, context=128)
+            try:
+                assert max(profiler.reach(short.accelerator, short.config)) == 128
+                assert self.get(short) == found
+            finally:
+                short.close()
+        finally:
+            small.close()
+            large.close()
 
     def test_anew_when_the_file_is_broken(self, processors):
         self.get(processors)

@@ -270,6 +270,7 @@ def test_a_measured_profile_is_simulated(tmp_path):
     (("--policy", ","), "policy", 2), (("--synthetic", "10"), "prompt and reply", 2), (("--rate", "-1"), "rate", 2),
     (("--requests", "0"), "requests", 2), (("--pool-tokens", "-5"), "pool_tokens", 2), (("--kv", "q2"), "kv", 2),
     (("--tbt-ms", "0"), "tbt_ms", 2), (("--timeline", "x.gif"), ".png", 2), (("--trace", "nowhere.csv"), "nowhere", 1),
+    (("--rate", "1e-300"), "rate", 2), (("--synthetic", "9" * 5000 + ",1"), "prompt and reply", 2),
     (("--preset", "rtx4060"), "13.5 GB", 2), (("--profile", "nowhere.json", "--pool-tokens", "9"), "nowhere", 1),
 ])
 def test_bad_input_is_told_in_one_line(arguments, said, code):

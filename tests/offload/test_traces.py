@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 
@@ -16,6 +17,23 @@ def test_azures_columns(tmp_path):
     first, second = read_trace(file)
     assert (first.arrival, first.prompt, first.output) == (0.0, 374, 44)
     assert second.arrival == pytest.approx(4.314579) and (second.prompt, second.output) == (396, 109)
+
+
+def test_dates_of_any_time_zone(tmp_path, monkeypatch):
+    file, head = tmp_path / "trace.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    file.write_text(head + "2024-05-10 00:00:00.0099300+00:00,1,1\n2024-05-10T00:00:01.51Z,1,1\n"
+                    "2024-05-10 02:00:02+02:00,1,1\n2024-05-10 00:00:03.25,1,1\n")
+    assert [one.arrival for one in read_trace(file)] == pytest.approx([0, 1.50007, 1.99007, 3.24007], abs=1e-6)
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    if hasattr(time, "tzset"):
+        time.tzset()
+    try:  # clocks went back at three: this is two hours, not three
+        file.write_text(head + "2023-10-29 01:30:00,1,1\n2023-10-29 03:30:00,1,1\n")
+        assert [one.arrival for one in read_trace(file)] == [0, 7200]
+    finally:
+        monkeypatch.undo()
+        if hasattr(time, "tzset"):
+            time.tzset()
 
 
 def test_lengths_alone_or_with_times(tmp_path):
@@ -38,6 +56,9 @@ def test_lengths_alone_or_with_times(tmp_path):
     ("arrival,prompt_tokens,output_tokens\nyesterday,1,2\n", 2, "date and time"),
     ("arrival,prompt_tokens,output_tokens\nnan,1,2\n", 2, "must be a time"),
     ("arrival,prompt_tokens,output_tokens\n1e99,1,2\n", 2, "must be a time"),
+    ("arrival,prompt_tokens,output_tokens\n2023-11-16 18:15:46.1e5,1,2\n", 2, "must be seconds, or a date"),
+    ("arrival,prompt_tokens,output_tokens\n0,1,2\n2023-11-16 18:15:46,1,2\n", 0, "after the first"),
+    (f"prompt_tokens,output_tokens\n1,{'9' * 5000}\n", 2, "number of tokens"),
 ])
 def test_bad_files_are_refused_by_line(tmp_path, text, line, reason):
     file = tmp_path / "trace.csv"
