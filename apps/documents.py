@@ -47,7 +47,11 @@ def find_files(paths: Iterable[Path], suffixes: Sequence[str] = SUFFIXES,
             if isinstance(found, DocumentError):
                 yield found
                 continue
-            real = found.resolve()
+            try:
+                real = found.resolve()
+            except (OSError, RuntimeError):  # RuntimeError before Python 3.13
+                yield DocumentError(found, "cannot be opened: a link that leads to itself")
+                continue
             if real not in seen and not skipped.intersection((real, *real.parents)):
                 seen.add(real)
                 yield found
@@ -62,7 +66,10 @@ def _named(path: Path, suffixes: Sequence[str]) -> Iterator[Path | DocumentError
         elif glob.has_magic(str(path)):
             matches = sorted(Path(match) for match in glob.iglob(str(path), recursive=True))
             for match in matches:
-                yield from _folder(match, suffixes, quiet=True) if match.is_dir() else iter((match,))
+                if match.is_dir():
+                    yield from _folder(match, suffixes, quiet=True)
+                elif match.is_file() or not match.exists():  # no pipe: reading it would wait for its writer
+                    yield match
             if not matches:
                 yield DocumentError(path, "no file matches this pattern")
         else:
