@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ class ModelHost:
         self._pulled, self._options, self.drain_seconds = pulled or pulled_models, options, drain_seconds
         self._state = threading.Lock()
         self._loading = threading.Lock()
+        self._loader = _loader()
         self._llm: LLM | None = None
         self._current: str | None = None
         self._switching = False
@@ -88,7 +90,7 @@ class ModelHost:
         host = cls.__new__(cls)
         host._given = {name: KnownModel(name, Path(name), "file", 0, int(time.time()))}
         host._pulled, host._options, host.drain_seconds = tuple, {}, 60.0
-        host._state, host._loading = threading.Lock(), threading.Lock()
+        host._state, host._loading, host._loader = threading.Lock(), threading.Lock(), _loader()
         host._llm, host._current, host._switching, host._leases, host._closed = llm, name, False, 0, False
         host._fixed, host.default = True, name  # it opens nothing else
         return host
@@ -210,7 +212,7 @@ class ModelHost:
         found = self._llm
         if found is not None and name in (None, self._current) and not found.closed:
             return found
-        return await asyncio.shield(asyncio.to_thread(self.load, name, progress))
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._loader, self.load, name, progress))
 
     @contextlib.asynccontextmanager
     async def lease(self, name: str | None = None) -> AsyncIterator[LLM]:
@@ -272,6 +274,11 @@ class ModelHost:
         finally:
             done.set()
             watcher.join()
+
+
+def _loader() -> ThreadPoolExecutor:
+    """A thread for switches alone: they wait for requests that run, and these need asyncio's own threads to get on."""
+    return ThreadPoolExecutor(1, "edge-model-loader")
 
 
 def _told(name: str, what: str, plan: Plan) -> LoadProgress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -96,6 +97,25 @@ def test_requests_keep_their_model_while_another_is_loaded(host):
     for name, way in (entry.split() for entry in order):  # who comes first is the threads' affair
         inside[name] += 1 if way == "in" else -1
         assert not (inside["first"] and inside["second"]), order
+
+
+def test_switches_that_wait_leave_requests_their_threads(host):
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))  # a machine of two cores has six; as many switches may wait
+
+        async def ask(name: str) -> str:
+            async with host.lease(name) as llm:
+                await asyncio.sleep(0.2)  # the others ask meanwhile
+                return (await llm.agenerate("a", max_tokens=2, ignore_eos=True)).finish_reason
+
+        names = ["first", "second"] * 4
+        assert await asyncio.wait_for(asyncio.gather(*map(ask, names)), 60) == ["length"] * len(names)
+
+    host.drain_seconds = 600
+    host.load("first")
+    asyncio.run(scenario())
+    assert not host.leases
 
 
 def test_a_switch_that_waits_too_long_ends_what_runs(host):
