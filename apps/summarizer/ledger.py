@@ -9,16 +9,18 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge_runtime.apps.summarizer.asks import Answer, Ask
 from edge_runtime.apps.summarizer.errors import JobError, ManifestError, StorageError
 from edge_runtime.apps.summarizer.lock import FileLock
 
 VERSION = 1
+DAMAGE = ("not a database", "malformed", "no such column", "has no column")  # as SQLite says it
+T = TypeVar("T")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS job (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS documents (
@@ -96,7 +98,7 @@ class Ledger:
     def get(self, key: str) -> Any:
         """A value kept with the job; None where there is none."""
         row = self._one("SELECT value FROM job WHERE key = ?", key)
-        return None if row is None else json.loads(row[0])
+        return None if row is None else self._read(json.loads, row[0])
 
     def set(self, key: str, value: Any) -> None:
         self._run("INSERT OR REPLACE INTO job VALUES (?, ?)", key, json.dumps(value))
@@ -106,6 +108,11 @@ class Ledger:
         if then is None:
             self.set("manifest", manifest)
             self.set("created", time.time())
+        elif not isinstance(then, dict):
+            raise self._damaged("its manifest is no object")
+        elif isinstance(version := then.get("version"), int) and version > VERSION:
+            raise JobError(f"{self.path}: written by a newer version of edge-runtime (ledger {version}, this one knows "
+                           f"{VERSION}). Update edge-runtime, give another --out, or start over with --fresh.")
         elif then != now:
             raise ManifestError(self.path, {key: (then.get(key), now.get(key)) for key in {**then, **now}
                                             if then.get(key) != now.get(key)})
@@ -118,7 +125,7 @@ class Ledger:
         row = self._one("SELECT * FROM documents WHERE document = ?", document)
         if row is None:
             return None
-        result, error = (None if value is None else json.loads(value) for value in row[5:7])
+        result, error = (None if value is None else self._read(json.loads, value) for value in row[5:7])
         return Entry(row[0], row[1], row[2], row[3], row[4], result, error, *row[7:])
 
     def place_of(self, name: str) -> int | None:
@@ -149,7 +156,7 @@ class Ledger:
 
     def answer(self, ask: Ask) -> Answer | None:
         row = self._one("SELECT answer FROM chunks WHERE hash = ? AND status = 'done'", ask.key)
-        return None if row is None else Answer.from_json(row[0])
+        return None if row is None else self._read(Answer.from_json, row[0])
 
     def record(self, document: int, ask: Ask, answer: Answer | None, error: str | None = None) -> None:
         """An answer, or a failed attempt."""
@@ -223,9 +230,19 @@ class Ledger:
             yield
         except sqlite3.DatabaseError as error:
             said = str(error)
-            if "not a database" in said or "malformed" in said:
-                raise JobError(f"{self.path}: this ledger is damaged ({said}). Start over with --fresh.") from error
+            if any(word in said for word in DAMAGE):
+                raise self._damaged(said) from error
             raise StorageError(self.path, f"the ledger cannot be written ({said})") from error
+
+
+    def _read(self, parse: Callable[[str], T], text: str) -> T:
+        try:
+            return parse(text)
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from error
+
+    def _damaged(self, how: str) -> JobError:
+        return JobError(f"{self.path}: this ledger is damaged ({how}). Start over with --fresh.")
 
 
 def ledger_text(text: str) -> str:

@@ -1,6 +1,7 @@
 """Killed, locked out, refused, out of room: nothing is lost, nothing comes twice."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 
 from edge_runtime.apps.summarizer import Summarizer, Target, Totals
 from edge_runtime.apps.summarizer.asks import Answer, Ask
-from edge_runtime.apps.summarizer.errors import LedgerBusyError, ManifestError, StorageError
+from edge_runtime.apps.summarizer.errors import JobError, LedgerBusyError, ManifestError, StorageError
 from edge_runtime.apps.summarizer.ledger import Ledger
 from edge_runtime.llm import LLM
 from edge_runtime.sampling import SamplingParams
@@ -237,6 +238,32 @@ def test_ledger_keeps_answers_and_forgets_what_was_not_committed(tmp_path):
     (tmp_path / "l").write_bytes(b"no database at all, but long enough to look like a file" * 40)
     with pytest.raises(Exception, match="--fresh"):
         Ledger(tmp_path / "l", {"a": 1})
+
+
+@pytest.mark.parametrize("harm, said", [
+    ("UPDATE job SET value = json_set(value, '$.version', 9)  WHERE key = 'manifest'", "newer version"),
+    ("UPDATE job SET value = '{' WHERE key = 'manifest'", "damaged"),
+    ("UPDATE job SET value = '[]' WHERE key = 'manifest'", "damaged"),
+    ("UPDATE documents SET result = '{'", "damaged"),
+    ("UPDATE chunks SET answer = '{'", "damaged"),
+    ("UPDATE chunks SET answer = '{\"odd\": 1}'", "damaged"),
+    ("ALTER TABLE job RENAME COLUMN value TO other", "damaged"),
+])
+def test_a_ledger_that_cannot_be_read_is_told(tmp_path, harm, said):
+    ask = Ask("chat", [{"role": "user", "content": "a"}])
+    ledger = Ledger(tmp_path / "l", {"a": 1})
+    ledger.begin(0, "name", b"h")
+    ledger.record(0, ask, Answer("said"))
+    ledger.finish(0, {"text": "said"}, None, 1.0)
+    ledger.commit()
+    ledger.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "l")) as db:
+        db.execute(harm)
+        db.commit()
+    with pytest.raises(JobError, match=f"{said}.*--fresh"):
+        with contextlib.closing(Ledger(tmp_path / "l", {"a": 1})) as again:
+            again.answer(ask)
+            again.entry(0)
 
 
 def test_a_ledger_where_nothing_can_be_written_is_told(tmp_path):
