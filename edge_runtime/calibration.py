@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from edge_runtime.calibration_store import (
     CALIBRATED_CRITERIA,
     CALIBRATED_MISSING_KV,
     Calibration,
+    check_writable,
     find,
     folder,
     load,
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from edge_runtime.llm import LLM
 
 __all__ = ["CALIBRATED_CRITERIA", "CALIBRATED_MISSING_KV", "Calibrated", "Calibration", "Measured", "Promise",
-           "calibrate", "check_enough", "find", "folder", "load", "measure", "read", "save", "write_json"]
+           "calibrate", "check_enough", "check_writable", "find", "folder", "load", "measure", "read", "save",
+           "write_json"]
 
+LEAST_RISK = 1e-5  # 300,000 sequences at a confidence of 0.95
 REPLAYED_SHARES = (0.0, 0.05, 0.2, 0.4, 0.7, 1.0)  # of the risk, that candidates for replays of their own aim at
 
 
@@ -59,6 +62,10 @@ class Promise:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
                 raise InvalidRequestError(name, value, f"above {low} and below {high}")
+        if self.risk < LEAST_RISK:
+            raise InvalidRequestError("risk", self.risk, f"at least {LEAST_RISK:g}: less takes millions of sequences")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise InvalidRequestError("seed", self.seed, "a whole number from 0 up")
         if self.criterion not in CALIBRATED_CRITERIA:
             raise InvalidRequestError("criterion", self.criterion, f"one of {', '.join(CALIBRATED_CRITERIA)}")
         if self.missing_kv not in CALIBRATED_MISSING_KV:
@@ -145,8 +152,9 @@ def calibrate(llm: LLM, decoded: Sequence[Decoded], promise: Promise, *, text: s
     ), measured, {layer: float(1 - trace.wrong[e].mean()) for e, layer in enumerate(trace.exits)}, path, tested)
 
 
-def check_enough(llm: LLM, decoded: Sequence[Decoded], promise: Promise) -> None:
-    """Raise what `calibrate` would raise before anything is replayed."""
+def check_enough(llm: LLM, decoded: Sequence[Any], promise: Promise) -> None:
+    """Raise what `calibrate` would raise before anything is replayed. decoded: the sequences, or the passages that they
+    will be made of, one each at most."""
     EarlyExit("recompute").check(exits_of(llm))
     if len(decoded) < promise.least:
         raise NotEnoughTextError("sequences", len(decoded), promise.least,

@@ -6,6 +6,7 @@ user's come first.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -93,7 +94,7 @@ class Calibration:
             raise CalibrationError(where, "thresholds are missing. Calibrate anew")
         thresholds = {}
         for key, limit in limits.items():
-            if not (str(key).isdigit() and int(key) in exits and _is(limit, "a number") and 0 < limit < 1):
+            if not (key in map(str, exits) and _is(limit, "a number") and 0 < limit < 1):
                 raise CalibrationError(where, f"threshold {limit!r} at layer {key!r}: must lie between 0 and 1, at one "
                                               f"of the exits {exits}")
             thresholds[int(key)] = float(limit)
@@ -144,6 +145,15 @@ def save(calibration: Calibration, path: Path | None = None) -> Path:
     path = path or path_of(calibration.fingerprint, calibration.criterion, calibration.missing_kv)
     write_json(path, calibration.as_json())
     return path
+
+
+def check_writable(path: Path) -> None:
+    """Raise what `write_json` would raise of this path, before the work whose result it is to hold. OSError."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def write_json(path: Path, value: Any) -> None:

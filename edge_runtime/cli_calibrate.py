@@ -76,6 +76,7 @@ def calibrate(
                 for one in several(criterion, calibration.CALIBRATED_CRITERIA)]
     if out is not None and out.is_dir():
         raise InvalidRequestError("out", str(out), "a file, not a folder")
+    calibration.check_writable(calibration.folder() / "any.json" if out is None else out)
     texts = read_texts(text) if text else None
     if texts is None and model is not None:
         raise InvalidRequestError("text", None, "given for a model of yours: texts like those that it will meet")
@@ -86,7 +87,8 @@ def calibrate(
                                              exit_layers=layers))
         show = stack.enter_context(bars())
         decoded = sequences(llm, texts, documents, show, prompt=prompt, raw=raw, as_written=as_written,
-                            max_tokens=max_tokens, passage_tokens=passage_tokens)
+                            max_tokens=max_tokens, passage_tokens=passage_tokens,
+                            check=lambda found: calibration.check_enough(llm, found, promises[0]))
         calibration.check_enough(llm, decoded, promises[0])
         trace = Replay(llm).trace(decoded, show("asking the exits"))
         found, failed = [], None

@@ -56,8 +56,10 @@ def distill(
         raise InvalidRequestError("config", str(config), "a TOML or JSON file that exists")
     chosen = read_config(config)
     if chosen.stage not in ("distill", "curve"):
-        from edge_runtime.recipe_stages import run_stage
+        from edge_runtime.recipe_stages import run_stage, stage_names
 
+        if chosen.stage in stage_names():
+            _recipe_alone(chosen)
         run_stage(chosen.stage, chosen.recipe, out=out, resume=resume, check=check)
         if check:
             say(f"{config}: nothing wrong")
@@ -85,6 +87,14 @@ def distill(
         words = "KL to the teacher, nats a token" if name == "kl" else "perplexity"
         exits = "".join(f", after layer {layer} {figures[name]:.4g}" for layer, figures in after["exits"].items())
         say(f"{words}, {where}: {earlier}{after[name]:.4g}{exits}")
+
+
+def _recipe_alone(config: DistillConfig) -> None:
+    """InvalidRequestError for a table that a stage of the bundled model's recipe would not read."""
+    for name in ("teacher", "text", "cache", "student", "training", "export", "curve"):
+        if getattr(config, name) != type(getattr(config, name))():
+            raise InvalidRequestError("config", name, f'absent where stage is "{config.stage}", whose options are in '
+                                                      "recipe")
 
 
 def _curve(config: DistillConfig, out: Path, resume: bool) -> None:

@@ -61,7 +61,7 @@ def evaluate(
     from edge_runtime.apps import exit_curve, exit_plot
     from edge_runtime.exit_trace import Replay
 
-    if exits is None:
+    if exits is None or not exits.name:
         raise InvalidRequestError("exits", None, "given: the plot to write, such as exits.png")
     criteria = several(criterion, calibration.CALIBRATED_CRITERIA)
     for one in criteria:
@@ -73,6 +73,8 @@ def evaluate(
     numbers = exits.with_suffix(".json")
     if exits != numbers:
         exit_plot.check_plot(exits)
+    for file in {exits, numbers}:
+        calibration.check_writable(file)
     texts = read_texts(text) if text else None
     if texts is None and model is not None:
         raise InvalidRequestError("text", None, "given for a model of yours: texts like those that it will meet")

@@ -7,6 +7,8 @@ import typer
 
 from edge_runtime.errors import InvalidRequestError
 
+DEFAULT_CRITERION = "max_prob"
+
 ExitWay = Annotated[str | None, typer.Option(
     "--early-exit", help="Let tokens leave the network early: verify (same reply), recompute or propagate.",
     show_default=False)]
@@ -36,16 +38,20 @@ def early_exit_of(way: str | None, criterion: str, layer: int | None, thresholds
     from edge_runtime.early_exit import EarlyExit
 
     if way is None:
-        if thresholds or layer is not None:
-            raise InvalidRequestError("early_exit", None, "given with --exit-threshold and --exit-layer")
+        if thresholds or layer is not None or criterion != DEFAULT_CRITERION:
+            raise InvalidRequestError("early_exit", None, "given with --exit-threshold, --exit-layer and "
+                                                          "--exit-criterion")
         return None
     limits = {}
     for pair in thresholds or []:
         where, _, limit = pair.partition("=")
         try:
-            limits[int(where)] = float(limit)
+            at, confidence = int(where), float(limit)
         except ValueError:
             raise InvalidRequestError("exit_threshold", pair, "LAYER=CONFIDENCE, such as 8=0.9") from None
+        if at in limits:
+            raise InvalidRequestError("exit_threshold", pair, f"the only one of layer {at}: it has {limits[at]:g}")
+        limits[at] = confidence
     return EarlyExit(way, criterion, limits or None, layer)
 
 

@@ -17,9 +17,11 @@ Bars = Callable[[str], Callable[[int, int], Any]]  # a bar's title -> what tells
 
 
 def sequences(llm: LLM, texts: list[str] | None, documents: int, show: Bars, *, prompt: str | None, raw: bool,
-              as_written: bool, max_tokens: int, passage_tokens: int | None, seed: int | None = None) -> list[Decoded]:
+              as_written: bool, max_tokens: int, passage_tokens: int | None, seed: int | None = None,
+              check: Callable[[Sequence[Any]], object] | None = None) -> list[Decoded]:
     """What to replay: replies to the texts, or to held-out documents of the bundled model's kind; or the texts. seed:
-    of these documents; None: the one for calibration."""
+    of these documents; None: the one for calibration. check: is shown the passages before the model replies to them,
+    which may take hours, and raises where they cannot do."""
     from edge_runtime import calibration_corpus, calibration_text
 
     if max_tokens < 2:
@@ -29,11 +31,15 @@ def sequences(llm: LLM, texts: list[str] | None, documents: int, show: Bars, *, 
             raise InvalidRequestError("documents", documents, "a whole number from 1 up")
         asked = list(enumerate(calibration_corpus.prompts(
             documents, calibration_corpus.SEED if seed is None else seed)))
+        if check is not None:
+            check(asked)
         return calibration_text.replies(llm, asked, max_tokens=max_tokens, advance=show("replying"))
-    shown = (prompt or calibration_text.PLACE).replace("\\n", "\n")
+    shown = (calibration_text.PLACE if prompt is None else prompt).replace("\\n", "\n")
     around = 0 if as_written else max_tokens + len(llm.tokenize(shown)) + 32  # a chat template's own tokens
     room = max(2 * calibration_text.TEXT_LEAD, llm.context - around)
-    parts = calibration_text.passages(llm, texts, passage_tokens or min(512, room))
+    parts = calibration_text.passages(llm, texts, min(512, room) if passage_tokens is None else passage_tokens)
+    if check is not None:
+        check(parts)
     if as_written:
         return calibration_text.as_written(llm, parts)
     return calibration_text.replies(llm, parts, prompt=shown, raw=raw or llm.chat_template is None,

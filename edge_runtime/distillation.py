@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.conversion import convert_folder, is_model_folder
-from edge_runtime.errors import InvalidRequestError, MissingExtraError
+from edge_runtime.errors import CorruptModelError, InvalidRequestError, MissingExtraError
 from edge_runtime.loading import fingerprint, resolve
 from edge_runtime.models.config import config_from_gguf
 from edge_runtime.models.gguf_file import GGUFFile
 from edge_runtime.models.quantize_file import quantize_gguf
 from edge_runtime.models.recipes.distill_config import DistillConfig
-from edge_runtime.models.recipes.logit_cache import LogitCache, Manifest
+from edge_runtime.models.recipes.logit_cache import LogitCache, Manifest, write_json
 from edge_runtime.models.recipes.text_rows import TextRows, find_texts, read_texts, text_rows
 from edge_runtime.teacher import Teacher, vocabulary_fingerprint
 from edge_runtime.tokenizer import Tokenizer
@@ -92,17 +92,16 @@ def distill(config: DistillConfig, out: str | os.PathLike[str], *, resume: bool 
         text = text_of(config, tokenizer)
         out.mkdir(parents=True, exist_ok=True)
         cache = cache_of(config, out, source, tokenizer, text, teacher.vocab_size)
-        (out / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=1), encoding="utf-8")
         run, before = _begin(config, out, file, tokenizer, text, cache, started)
+        write_json(out / CONFIG, dataclasses.asdict(config))
         ask_teacher(config, source, cache, progress)
         if before is None:
             before = run.measure()
-            (out / RESULT).write_text(json.dumps({"before": before}, indent=1), encoding="utf-8")
+            write_json(out / RESULT, {"before": before})
         run.run((lambda done, total, entry: progress("training", done, total, entry)) if progress else None)
         result = _write(config, out, file, run, before, cache)
-    (out / RESULT).write_text(json.dumps(
-        {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(result).items()},
-        indent=1), encoding="utf-8")
+    write_json(out / RESULT, {key: str(value) if isinstance(value, Path) else value
+                              for key, value in dataclasses.asdict(result).items()})
     return result
 
 
@@ -163,8 +162,7 @@ def _begin(config: DistillConfig, out: Path, file: GGUFFile, tokenizer: Tokenize
         network = load_network_file(file) if config.training.hidden else None
         run = Distillation(student, text, cache, config, out, teacher=network, layer_map=layer_map)
         run.restore()
-        known = json.loads((out / RESULT).read_text(encoding="utf-8")) if (out / RESULT).exists() else {}
-        return run, known.get("before", {})
+        return run, _known_before(out / RESULT)
     rows = [torch.from_numpy(text.inputs(row)).long() for row in text.split(config.text.held_out)[0][:CALIBRATION_ROWS]]
     wanted = config.student
     if wanted.start not in ("teacher", "new"):
@@ -173,6 +171,20 @@ def _begin(config: DistillConfig, out: Path, file: GGUFFile, tokenizer: Tokenize
     made = make_student(wanted, file, rows, config.training.seed, same)
     network = load_network_file(file) if config.training.hidden else None
     return Distillation(made.network, text, cache, config, out, teacher=network, layer_map=made.layer_map), None
+
+
+def _known_before(path: Path) -> dict[str, Any]:
+    """The figures before training, of a result file; none where it is gone. CorruptModelError: it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["before"]
+        if not isinstance(before, dict):
+            raise TypeError(f"before is {before!r}")
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptModelError(path, 0, f"no result of a distillation ({error}); the training goes on without it "
+                                         "once it is deleted") from error
+    return before
 
 
 def _write(config: DistillConfig, out: Path, file: GGUFFile, run: Distillation, before: dict[str, Any],

@@ -94,7 +94,10 @@ class EarlyExit:
                 raise InvalidRequestError("early_exit", name, f"fields {', '.join(names)}")
         values = dict(value)
         if isinstance(values.get("thresholds"), Mapping):
-            values["thresholds"] = {_layer_key(key): limit for key, limit in values["thresholds"].items()}
+            limits = values["thresholds"]
+            values["thresholds"] = {_layer_key(key): limit for key, limit in limits.items()}
+            if len(values["thresholds"]) < len(limits):
+                raise InvalidRequestError("early_exit.thresholds", dict(limits), "one threshold for each layer")
         return cls(**values)
 
     def check(self, exits: Sequence[int]) -> None:
@@ -102,7 +105,8 @@ class EarlyExit:
         if not exits:
             raise InvalidRequestError(
                 "early_exit", self.missing_kv, "None for this model: its file names no exit layers "
-                "(edge.early_exit.layers). LLM(..., exit_layers=[...]) tries layers that were not trained for it")
+                "(edge.early_exit.layers). LLM(..., exit_layers=[...]) or --exit-layers tries layers that were not "
+                "trained for it")
         asked = [*(self.thresholds or {}), *([] if self.layer is None else [self.layer])]
         for layer in asked:
             if layer not in exits:
@@ -232,7 +236,7 @@ class ExitState:
 
 def check_exit_layers(layers: Sequence[int], total: int) -> tuple[int, ...]:
     """Exit layers that a caller names for a model of `total` layers. Raises `InvalidRequestError`."""
-    wanted = f"layers from 1 to {total - 1}, ascending, none twice"
+    wanted = f"layers from 1 to {total - 1}, ascending, none twice" if total > 1 else "None: this model has one layer"
     if isinstance(layers, str | bytes) or not isinstance(layers, Sequence) or not layers:
         raise InvalidRequestError("exit_layers", layers, wanted)
     for layer in layers:
@@ -244,7 +248,8 @@ def check_exit_layers(layers: Sequence[int], total: int) -> tuple[int, ...]:
 
 
 def _layer_key(key: Any) -> Any:
-    return int(key) if isinstance(key, str) and key.isdigit() else key
+    # Longer strings of digits name no layer, and int() refuses the longest.
+    return int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
 
 
 def _whole(name: str, value: Any, low: int, high: int | None) -> None:

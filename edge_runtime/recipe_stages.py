@@ -55,7 +55,8 @@ def _train(name: str, options: Mapping[str, Any], out: Path, resume: bool, check
         if key not in _OPTIONS:
             raise InvalidRequestError("config", f"recipe.{key}", f"one of {', '.join('recipe.' + o for o in _OPTIONS)}")
         if not isinstance(value, _OPTIONS[key]) or (isinstance(value, bool) and key != "eager") or value < 0:
-            limit = "true or false" if key == "eager" else "a number from 0 up"
+            limit = ("true or false" if key == "eager" else "a number from 0 up" if key == "save_every" else
+                     "a whole number from 0 up")
             raise InvalidRequestError(f"recipe.{key}", value, limit)
     recipe = TRAININGS[name]
     for before in (recipe.start, recipe.teacher):

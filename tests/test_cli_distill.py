@@ -72,11 +72,17 @@ def test_what_is_wrong_is_one_line(config, tmp_path):
     assert_clear(cli("distill", "-c", tmp_path / "none.toml"), 2, "exists")
     values = json.loads(config.read_text())
     for change, words in (({"training": {"temperature": 0.0}}, "temperature"), ({"x": 1}, "x"),
-                          ({"stage": "dance"}, "teacher"), ({"stage": "student"}, "stem"),
-                          ({"recipe": {"a": 1}}, "recipe"),
-                          ({"stage": "base", "recipe": {"stepz": 3}}, "recipe.steps")):
+                          ({"stage": "dance"}, "teacher"), ({"recipe": {"a": 1}}, "recipe"),
+                          ({"stage": "base"}, 'absent where stage is "base"')):
         config.write_text(json.dumps({**values, **change}))
         assert_clear(cli("distill", "-c", config, "-o", tmp_path / "out"), 2, words)
+    for change, words in (({"stage": "student"}, "stem"), ({"stage": "base", "recipe": {"stepz": 3}}, "recipe.steps"),
+                          ({"stage": "base", "recipe": {"seed": 1.5}}, "whole number"),
+                          ({"stage": "base", "training": {"steps": 9}}, "'training'")):
+        config.write_text(json.dumps(change))
+        assert_clear(cli("distill", "-c", config, "-o", tmp_path / "out"), 2, words)
+    config.write_text("[" * 100_000)
+    assert_clear(cli("distill", "-c", config, "-o", tmp_path / "out"), 2, "JSON")
     assert not (tmp_path / "out").exists()
 
 

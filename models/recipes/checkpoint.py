@@ -46,6 +46,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Any]:
         raise CorruptModelError(path, 0, f"no checkpoint of a training ({error})") from error
 
 
+def cut_log(log: Path, steps: int) -> None:
+    """Keeps the lines of the first steps: what came after a checkpoint is run again. A full disk leaves all lines."""
+    lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+    if len(lines) > steps:
+        with open(log, "r+b") as file:
+            file.truncate(sum(map(len, lines[:steps])))
+
+
 def training_tensors(network: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """The weights, and the optimizers' state by the names of the parameters it belongs to."""
     tensors = {f"weights.{name}": value for name, value in network.state_dict().items()}

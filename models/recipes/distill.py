@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from edge_runtime.errors import DeviceError, InvalidRequestError, NumericalError
+from edge_runtime.errors import CorruptModelError, DeviceError, InvalidRequestError, NumericalError
 from edge_runtime.kernels.isa import current
 
-from .checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
+from .checkpoint import cut_log, load_checkpoint, restore_training, save_checkpoint, training_tensors
 from .config import network_from_json
 from .distill_config import DistillConfig, TrainingConfig
 from .logit_cache import LogitCache, TopLogits
@@ -81,9 +81,7 @@ class Distillation:
         _same_config(state["config"], self._identity(), self.folder)
         restore_training(self.network, [self.optimizer], tensors)
         self.step, self.seconds = state["step"], state["seconds"]
-        log = self.folder / LOG
-        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-        log.write_text("".join(lines[:self.step]))  # what came after the checkpoint is run again
+        cut_log(self.folder / LOG, self.step)
 
     def save(self) -> None:
         save_checkpoint(self.folder / CHECKPOINT, training_tensors(self.network, [self.optimizer]), {
@@ -253,7 +251,14 @@ def checkpoint_shape(folder: Path) -> tuple[Network, tuple[int, ...] | None]:
     """An untrained network of the shape that the folder's checkpoint has, and its layer map: to resume without making
     the student again."""
     _, state = load_checkpoint(folder / CHECKPOINT)
-    return Network(network_from_json(state["network"])), tuple(state["layer_map"]) or None
+    try:
+        missing = {"network", "layer_map", "config", "step", "seconds"} - set(state)
+        if missing:
+            raise KeyError(", ".join(sorted(missing)))
+        return Network(network_from_json(state["network"])), tuple(state["layer_map"]) or None
+    except (KeyError, TypeError) as error:
+        raise CorruptModelError(folder / CHECKPOINT, 0, f"no checkpoint of such a training, but of another kind "
+                                                        f"({error}); choose another folder") from error
 
 
 def step_rows(rows: range, training: TrainingConfig, step: int) -> list[int]:
@@ -283,7 +288,7 @@ def _device(name: str) -> torch.device:
     """DeviceError where torch does not know it, or this machine does not have it."""
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" would make tensors, and no values
     except (RuntimeError, AssertionError) as error:  # torch raises the second where it was built without CUDA
         raise DeviceError(f"training.device={name!r}: {str(error).splitlines()[0]}") from error
     return device

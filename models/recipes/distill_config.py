@@ -13,6 +13,7 @@ from edge_runtime.errors import InvalidRequestError, MissingExtraError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 CHOICES = ("even", "influence")
+MOST_THREADS = 1024  # of the kernels' team; torch would end the process at some more
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,11 @@ class DistillConfig:
         _least("training.context", t.context, 2)
         for name in ("rows_per_pass", "threads", "seed", "save_every", "hidden", "exits", "weight_decay"):
             _least(f"training.{name}", getattr(t, name), 0)
+        for name in ("hidden", "exits", "weight_decay"):
+            if getattr(t, name) == float("inf"):
+                raise InvalidRequestError(f"training.{name}", getattr(t, name), "a finite number")
+        if t.threads > MOST_THREADS:
+            raise InvalidRequestError("training.threads", t.threads, f"at most {MOST_THREADS}")
         for name in ("learning_rate", "temperature", "clip"):
             if not 0 < getattr(t, name) < float("inf"):
                 raise InvalidRequestError(f"training.{name}", getattr(t, name), "above 0")
@@ -203,7 +209,7 @@ def read_config(path: str | os.PathLike[str]) -> DistillConfig:
         raise InvalidRequestError("config", str(path), f"UTF-8; byte {error.start} is not") from error
     try:
         values = json.loads(text) if path.suffix.lower() == ".json" else _toml(text)
-    except ValueError as error:  # both libraries' errors are ValueErrors
+    except (ValueError, RecursionError) as error:  # both libraries' errors are ValueErrors
         kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
         raise InvalidRequestError("config", str(path), f"{kind}: {error}") from error
     return located(config_from(values), path.parent)

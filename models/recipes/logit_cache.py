@@ -12,6 +12,7 @@ Records are appended; after a kill the whole ones are kept and the next run goes
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -101,9 +102,9 @@ class LogitCache:
         if before and self.path.exists() and self.path.stat().st_size >= before.record_bytes:
             self._compare(before)
         else:  # nothing, or nothing worth keeping
-            rows.tokens.astype("<i4").tofile(self.folder / TOKENS)
+            (self.folder / TOKENS).write_bytes(rows.tokens.astype("<i4").tobytes())
             (self.folder / LOGITS).unlink(missing_ok=True)
-            _write_json(found, dataclasses.asdict(manifest))
+            write_json(found, dataclasses.asdict(manifest))
         self._map: np.memmap | None = None
 
     @property
@@ -227,12 +228,22 @@ def _largest(row: np.ndarray, k: int) -> np.ndarray:
 def _read_manifest(path: Path) -> Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(**{**values, "temperatures": tuple(map(float, values["temperatures"]))})
+        found = Manifest(**{**values, "temperatures": tuple(map(float, values["temperatures"]))})
+        for name in ("tokens", "vocab_size", "context", "top_k", "version"):
+            if not isinstance(getattr(found, name), int):
+                raise TypeError(f"{name} is {getattr(found, name)!r}")
+        return found
     except (ValueError, TypeError, KeyError) as error:
         raise CorruptModelError(path, 0, f"no manifest of a logit cache ({error})") from error
 
 
-def _write_json(path: Path, values: object) -> None:
+def write_json(path: Path, values: object) -> None:
+    """Writes beside and renames: a kill or a full disk (OSError) leaves the old file or the new one."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from .batches import make_batch
 from .bpe import train_tokenizer
-from .checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors, weights_of
+from .checkpoint import cut_log, load_checkpoint, restore_training, save_checkpoint, training_tensors, weights_of
 from .config import MINUSCULE, RecipeConfig, recipe_from_json, with_steps
 from .growing import grow
 from .network import Network
@@ -86,7 +86,7 @@ def train(config: RecipeConfig, folder: pathlib.Path, resume: bool = False, save
         tensors, state = load_checkpoint(checkpoint)
         restore_training(network, optimizers, tensors)
         start, before = state["step"], state["seconds"]
-        _keep_lines(log, start)
+        cut_log(log, start)
     else:
         (folder / SCALES).unlink(missing_ok=True)
         tokenizer, network = _begin(config, folder)
@@ -140,12 +140,6 @@ def _progress(name: str, done: int, steps: int, loss: float, per_step: float) ->
         left = (steps - done) * per_step
         print(f"{name}: step {done} of {steps}, loss {loss:.4f}, {left / 60:.1f} minutes left",
               end="\r" if live and done < steps else "\n", file=sys.stderr, flush=True)
-
-
-def _keep_lines(log: pathlib.Path, count: int) -> None:
-    """Drops the log lines of steps after the checkpoint: they will be run again."""
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    log.write_text("".join(lines[:count]))
 
 
 def main() -> None:

@@ -129,3 +129,14 @@ def test_the_command_writes_numbers(model, tmp_path):
                             (("--exits", "a.json", "--exit-layers", "9"), "exit_layers")):
         refused = run(*arguments)
         assert refused.exit_code == 2 and word in refused.stderr and "Traceback" not in refused.output
+
+
+def test_files_that_cannot_be_written_are_named_before_anything_runs(model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("words")
+    (tmp_path / "folder.json").mkdir()
+    monkeypatch.setattr(LLM, "generate", None)
+    for exits, word in ((tmp_path / "file" / "a.json", "file"), (tmp_path / "folder.json", "folder.json"),
+                        (tmp_path / "folder.svg", "folder.json"), ("", "exits")):
+        done = CliRunner().invoke(app, ["eval", str(model), "--exits", str(exits), "--text", str(tmp_path / "file")])
+        assert done.exit_code in (1, 2) and isinstance(done.exception, SystemExit), done.exception
+        assert word in done.stderr and done.stderr.count("error:") == 1

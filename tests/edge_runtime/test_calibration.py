@@ -254,7 +254,8 @@ def test_a_model_without_exits():
 @pytest.mark.parametrize("options", [
     {"risk": 0}, {"risk": 1}, {"risk": -0.1}, {"risk": "much"}, {"risk": math.nan}, {"confidence": 1.0},
     {"confidence": 95}, {"criterion": "layer"}, {"criterion": "luck"}, {"missing_kv": "verify"},
-    {"missing_kv": "none"}, {"bound": "hope"}, {"tuning": 0.0}, {"risk": True}])
+    {"missing_kv": "none"}, {"bound": "hope"}, {"tuning": 0.0}, {"risk": True}, {"risk": 1e-9}, {"seed": -1},
+    {"seed": 0.5}])
 def test_values_out_of_range(options):
     with pytest.raises(InvalidRequestError, match=next(iter(options))):
         Promise(**options)

@@ -77,6 +77,8 @@ def damaged() -> dict[str, bytes]:
         "threshold 1": {**good, "thresholds": {"2": 1}}, "threshold 0": {**good, "thresholds": {"2": 0.0}},
         "threshold text": {**good, "thresholds": {"2": "0.5"}}, "threshold true": {**good, "thresholds": {"2": True}},
         "no such exit": {**good, "thresholds": {"3": 0.5}}, "layer text": {**good, "thresholds": {"two": 0.5}},
+        "layer squared": {**good, "thresholds": {"\u00b2": 0.5}},
+        "layer long": {**good, "thresholds": {"9" * 5000: 0.5}},
         "exit too high": {**good, "exit_layers": [2, 8]}, "exits text": {**good, "exit_layers": "2,4"},
         "criterion": {**good, "criterion": "luck"}, "way": {**good, "missing_kv": "verify"},
         "nan": json.dumps({**good, "risk": float("nan")}).encode(), "tokens": {**good, "tokens": 1.5},

@@ -143,6 +143,8 @@ def test_lines_of_a_file_and_another_place_to_store(shallow, tmp_path):
     (("--max-tokens", "1"), 2, ("max_tokens",)), (("--prompt", "Sum up"), 2, ("{document}",)),
     (("--passage-tokens", "3"), 2, ("passage_tokens", "3")), (("--bound", "hope"), 2, ("bound", "betting")),
     (("--risk", "0.001", "-n", "4"), 1, ("sequences", "at least 4090")), (("--out", "."), 2, ("folder",)),
+    (("--seed", "-1"), 2, ("seed",)), (("--passage-tokens", "0"), 2, ("passage_tokens",)),
+    (("--prompt", ""), 2, ("{document}",)),
 ])
 def test_what_is_asked_wrongly_is_one_clear_line(arguments, code, words, shallow, texts):
     done = run(shallow, "--text", texts, *arguments)
@@ -150,6 +152,24 @@ def test_what_is_asked_wrongly_is_one_clear_line(arguments, code, words, shallow
     assert done.stderr.count("error:") == 1
     for word in words:
         assert word in done.stderr
+
+
+def test_what_cannot_do_is_said_before_the_model_replies(shallow, plain, texts, tmp_path, monkeypatch):
+    """Replies to many texts take hours."""
+    def replies(*_, **__):
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(calibration_text, "replies", replies)
+    (tmp_path / "file").write_text("")
+    for arguments, words in (((shallow, "--text", texts, "--risk", 0.001), "at least 4090"),
+                             ((plain, "--text", texts), "no exit layers"), (("--documents", 5), "at least 84"),
+                             ((shallow, "--text", texts, "--out", tmp_path / "file" / "out.json"), "file")):
+        done = run(*arguments)
+        assert done.exit_code in (1, 2) and isinstance(done.exception, SystemExit), done.exception
+        assert words in done.stderr and done.stderr.count("error:") == 1
+    monkeypatch.setenv("EDGE_RUNTIME_DATA", str(tmp_path / "file"))
+    done = run(shallow, "--text", texts)
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit) and "file" in done.stderr
 
 
 def test_texts_that_do_not_do(shallow, plain, tmp_path):

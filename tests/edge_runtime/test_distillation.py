@@ -22,6 +22,7 @@ from tests.gguf_factory import write_model
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 from edge_runtime.distillation import distill  # noqa: E402
+from edge_runtime.models.recipes.checkpoint import cut_log, save_checkpoint  # noqa: E402
 from edge_runtime.size_curve import size_curve  # noqa: E402
 
 TEXT = "the ship left the harbour at nine and the harbour was quiet again until the next ship came in at noon"
@@ -150,9 +151,45 @@ def test_a_folder_with_a_training_is_not_overwritten(ground, tmp_path):
     with pytest.raises(InvalidRequestError, match=r"source\.teacher"):
         distill(config(ground, teacher={"model": str(other)}, cache={"folder": str(tmp_path / "fresh")},
                        training={"steps": 2}), tmp_path, resume=True)
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["steps"] == 2  # not a refused one's
+    (tmp_path / "result.json").write_text('{"bef')
+    with pytest.raises(CorruptModelError, match="no result"):
+        distill(chosen, tmp_path, resume=True)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(CorruptModelError, match="no checkpoint"):
         distill(chosen, tmp_path, resume=True)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", {}, {"step": 3})  # as a stage of the recipe writes
+    with pytest.raises(CorruptModelError, match="of another kind"):
+        distill(chosen, tmp_path, resume=True)
+
+
+def test_a_full_disk_leaves_the_small_files(ground, tmp_path, monkeypatch):
+    chosen = config(ground, training={"steps": 2})
+    distill(chosen, tmp_path)
+    small = {name: (tmp_path / name).read_bytes() for name in ("config.json", "result.json", "log.jsonl")}
+    write = Path.write_text
+
+    def full(self: Path, text: str, **options) -> int:
+        write(self, text[:10], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        distill(chosen, tmp_path, resume=True)
+    monkeypatch.undo()
+    assert {name: (tmp_path / name).read_bytes() for name in small} == small
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_log_is_cut_where_it_lies(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"step": 0}\n{"step": 1}\n{"st')
+    inode = log.stat().st_ino
+    cut_log(log, 2)
+    assert log.read_bytes() == b'{"step": 0}\n{"step": 1}\n' and log.stat().st_ino == inode
+    cut_log(log, 5)
+    assert len(log.read_bytes()) == 24
+    cut_log(tmp_path / "none", 1)
 
 
 def test_another_teacher_cannot_use_the_cache(ground, tmp_path):
@@ -186,6 +223,7 @@ def test_bad_sizes_are_named_before_the_teacher_runs(ground, tmp_path, monkeypat
             ({"student": {"start": "new", "layers": 2, "heads": 3}}, "divisor of the 3 heads"),
             ({"student": {"start": "new", "layers": 2}, "training": {"hidden": 1.0}}, "training.hidden"),
             ({"training": {"device": "cuda:99"}}, "training.device='cuda:99'"),
+            ({"training": {"device": "meta"}}, "training.device=.meta."),
             ({"training": {"context": 4000}}, "at most 2048, the teacher's"),
             ({"text": {"files": [str(tmp_path / "short.txt")]}}, "longer than one context of 64"),
             ({"cache": {"top_k": 301}}, "at most 300"),

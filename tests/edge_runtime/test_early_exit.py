@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edge_runtime import LLM, EarlyExit, SamplingParams
+from edge_runtime.cli_exits import early_exit_of
 from edge_runtime.early_exit import ExitPlan, ExitState, check_exit_layers
 from edge_runtime.errors import InvalidRequestError
 from edge_runtime.models.names import layer_names
@@ -247,6 +248,8 @@ def test_bad_layers_are_refused_with_the_exits_there_are(often, folder, monkeypa
     for layers in ([], [0], [LAYERS], [2, 1], [1, 1], "12", [1.0], [True]):
         with pytest.raises(InvalidRequestError, match="exit_layers"):
             LLM(write(folder, 0.0), exit_layers=layers)
+    with pytest.raises(InvalidRequestError, match="one layer"):
+        check_exit_layers([1], 1)
     assert check_exit_layers([1, 3], 4) == (1, 3)
 
 
@@ -254,6 +257,23 @@ def test_settings_come_as_json_has_them():
     early = EarlyExit.of({"missing_kv": "propagate", "thresholds": {"2": 0.5, "1": 0.9}})
     assert early == EarlyExit("propagate", thresholds={1: 0.9, 2: 0.5})
     assert EarlyExit.of("recompute") == EarlyExit("recompute") and EarlyExit.of(None) is None
+    for key in ("\u00b2", "9" * 5000):  # digits, for Python, but no numbers
+        with pytest.raises(InvalidRequestError, match="thresholds"):
+            EarlyExit.of({"thresholds": {key: 0.5}})
+    with pytest.raises(InvalidRequestError, match="one threshold for each layer"):
+        EarlyExit.of({"thresholds": {"1": 0.5, "01": 0.9}})
+
+
+def test_options_of_the_command_line():
+    assert early_exit_of("recompute", "margin", None, ["1=0.5", "2=.9"]) == EarlyExit("recompute", "margin",
+                                                                                       {1: 0.5, 2: 0.9})
+    assert early_exit_of(None, "max_prob", None, None) is None
+    for options, words in ((("verify", "max_prob", None, ["1=0.5", "1=0.9"]), "the only one of layer 1"),
+                           (("verify", "max_prob", None, ["1"]), "LAYER=CONFIDENCE"),
+                           ((None, "margin", None, None), "--exit-criterion"),
+                           ((None, "max_prob", 2, None), "--exit-layer")):
+        with pytest.raises(InvalidRequestError, match=words):
+            early_exit_of(*options)
 
 
 def test_states_that_wait_are_counted_to_the_next_full_pass():

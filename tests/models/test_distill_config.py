@@ -67,7 +67,8 @@ def test_keys_and_types(values, words):
     ({"student": {"exit_layers": [0]}}, "exit_layers"), ({"student": {"exit_layers": [1, 1]}}, "exit_layers"),
     ({"student": {"keep": [3, 2]}}, "keep"), ({"student": {"keep": [1, 2], "layers": 3}}, "layers=3"),
     ({"student": {"start": "new", "keep": [1]}}, "keep"), ({"student": {"width": 64}}, "start"),
-    ({"student": {"layers": -1}}, "layers")])
+    ({"student": {"layers": -1}}, "layers"), ({"training": {"threads": 100_000}}, "threads=100000: must be at most"),
+    ({"training": {"weight_decay": float("inf")}}, "weight_decay"), ({"training": {"exits": float("inf")}}, "exits")])
 def test_values(tables, words):
     with pytest.raises(InvalidRequestError, match=words):
         with_values(**tables).checked()

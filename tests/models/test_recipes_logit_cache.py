@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -166,6 +166,9 @@ def test_damage_is_noticed(tmp_path):
         fresh.row(2, 1.0)
     (tmp_path / "manifest.json").write_text(json.dumps({"teacher": 1}))
     with pytest.raises(CorruptModelError, match="manifest"):
+        LogitCache(tmp_path, manifest(text), text)
+    (tmp_path / "manifest.json").write_text(json.dumps(asdict(manifest(text)) | {"context": "16"}))
+    with pytest.raises(CorruptModelError, match="context is '16'"):
         LogitCache(tmp_path, manifest(text), text)
 
 
