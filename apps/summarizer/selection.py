@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 from edge_runtime.apps.summarizer.asks import Answer, Ask
 from edge_runtime.apps.summarizer.backend import SCORE_TOKENS, Backend
-from edge_runtime.apps.summarizer.chunks import count_words, split_sentences
+from edge_runtime.apps.summarizer.chunks import count_words, split_sentences, split_text
 from edge_runtime.apps.summarizer.prompts import Shape
 
 EXTRACT_WORDS = 60  # of an extractive summary, where no length is asked for
+# Characters: what is longer than LONG has lost its sentences (tables, logs, scripts without marks), and is cut at lines
+# and words to pieces of at most PIECE, a long sentence's length.
+LONG, PIECE = 600, 240
 FEW_WORDS = 4  # a line of fewer is a heading, a greeting or a number, and tells little alone
 
 
@@ -28,7 +31,8 @@ class Sentence:
 
 def scored(text: str, backend: Backend) -> Generator[list[Ask], list[Answer], tuple[list[Sentence], list[Answer]]]:
     """The sentences of a text, and the answers that their scores came from."""
-    sentences = split_sentences(text)
+    sentences = [part for sentence in split_sentences(text)
+                 for part in ([sentence] if len(sentence) <= LONG else split_text(sentence, PIECE, len))]
     units = backend.units(sentences)
     asks, owners = _asks(units, min(SCORE_TOKENS, backend.context - 2))
     answers = yield asks

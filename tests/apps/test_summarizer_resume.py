@@ -260,10 +260,10 @@ def test_a_ledger_that_cannot_be_read_is_told(tmp_path, harm, said):
     with contextlib.closing(sqlite3.connect(tmp_path / "l")) as db:
         db.execute(harm)
         db.commit()
-    with pytest.raises(JobError, match=f"{said}.*--fresh"):
-        with contextlib.closing(Ledger(tmp_path / "l", {"a": 1})) as again:
-            again.answer(ask)
-            again.entry(0)
+    with pytest.raises(JobError, match=f"{said}.*--fresh"), \
+            contextlib.closing(Ledger(tmp_path / "l", {"a": 1})) as again:
+        again.answer(ask)
+        again.entry(0)
 
 
 def test_a_ledger_where_nothing_can_be_written_is_told(tmp_path):

@@ -86,6 +86,15 @@ def test_extraction_keeps_to_the_length_in_scripts_without_spaces():
     assert count_words("two words") == 2 and count_words("ภาษาไทยไม่เว้นวรรค") in range(3, 7)
 
 
+@pytest.mark.parametrize("text", ["word number five " * 3000, "x" * 30_000, "การประชุมเลื่อนไปวันจันทร์" * 200,
+                                  "".join(f"host-{i} up {i * 7} days\n" for i in range(400))])
+def test_texts_without_sentences_are_cut_shorter_too(llm, tmp_path, text):
+    summary = Summarizer(llm, strategy="extractive", length=20).summarize(Document(tmp_path / "x", text))
+    assert 0 < len(summary.text or "") <= 500
+    sentences, _ = run(scored(text, LocalBackend(llm)), LocalBackend(llm))
+    assert len(compressed(sentences, 0.5)) < 0.75 * len(text)
+
+
 def test_extraction_prefers_sentences_that_fit():
     long, short = Sentence("word " * 500 + "end. ", 501, 9.0), Sentence("Five words that say it.", 6, 1.0)
     assert extracted([long, short], Shape(40)) == "Five words that say it."
