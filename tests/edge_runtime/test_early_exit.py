@@ -58,7 +58,7 @@ def prompts(count: int, seed: int = 8) -> list[list[int]]:
     dict(temperature=0.0), dict(temperature=1.0, seed=3), dict(temperature=0.8, top_k=20, min_p=0.02, seed=9),
     dict(temperature=0.7, repetition_penalty=1.3, frequency_penalty=0.4, seed=1),
     dict(temperature=0.0, logprobs=3)], ids=str)
-def test_verify_gives_the_full_models_reply(llm, params):
+def test_verify_gives_the_full_models_reply(llm, params, monkeypatch):
     """Token for token, greedy and drawn, alone and in a batch."""
     params = SamplingParams(**params, max_tokens=40, ignore_eos=True)
     texts = prompts(6)
@@ -73,6 +73,8 @@ def test_verify_gives_the_full_models_reply(llm, params):
             assert alone.stats.accepted <= alone.stats.drafted
             assert sum(alone.stats.exits.values()) == 39  # the first token comes from the prompt
     if llm.above == 0.0 and params.temperature == 0:
+        # One draft each time: how many pay is measured, and depends on what else the machine does.
+        monkeypatch.setattr(DraftControl, "choose", lambda self, acceptance, together, most: min(1, most))
         reply = llm.generate(texts[0], params, early_exit=EarlyExit("verify", thresholds={1: 1e-6}))
         assert reply.stats.acceptance > 0.5 and reply.stats.exits[1] > 10  # the drafts' head has fewer bits
     settled(llm)
