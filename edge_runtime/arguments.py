@@ -55,6 +55,19 @@ def stack(vectors: Mapping[int, np.ndarray], single: bool, normalize: bool) -> n
     return out[0] if single else out
 
 
+def checked_variables(template: Any) -> dict[str, Any]:
+    """What a caller adds to a chat template's variables."""
+    if template is None:
+        return {}
+    if not isinstance(template, Mapping) or not all(isinstance(name, str) for name in template):
+        raise InvalidRequestError("template", template, "a mapping from names to values, or None")
+    for name in ("messages", "tools", "self"):
+        if name in template:
+            raise InvalidRequestError("template", name, "other names than messages and tools, which have arguments of "
+                                                        "their own, and self")
+    return dict(template)
+
+
 def begins_text(template: Mapping[str, Any] | None) -> bool:
     """Whether a chat's reply begins a text, rather than going on with the last message."""
     return not (template or {}).get("continue_final_message")

@@ -30,9 +30,9 @@ class _Bridge:
     @classmethod
     def of_running_loop(cls) -> _Bridge:
         loop = asyncio.get_running_loop()
-        found = _bridges.get(loop)
+        found = _bridges.get(id(loop))
         if found is None:
-            found = _bridges[loop] = cls(loop)
+            found = _bridges[id(loop)] = cls(loop)
         return found
 
     def wake(self, mailbox: AsyncMailbox) -> None:
@@ -60,7 +60,9 @@ class _Bridge:
             self.watch()
 
 
-_bridges: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Bridge] = weakref.WeakKeyDictionary()
+# Weak in the bridges, which hold their loops: a loop lives no longer than the mailboxes on it, and while it lives no
+# other has its id.
+_bridges: weakref.WeakValueDictionary[int, _Bridge] = weakref.WeakValueDictionary()
 
 
 class AsyncMailbox:

@@ -156,7 +156,7 @@ class ChatTemplate:
             return self.named.get("tool_use", self) if tools else self
         if name == "default":
             return self
-        if name not in self.named:
+        if not isinstance(name, str) or name not in self.named:
             raise ChatTemplateError(f"The model has no chat template named {name!r} (it has: "
                                     f"{', '.join(['default', *sorted(self.named)])}).")
         return self.named[name]

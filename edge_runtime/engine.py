@@ -93,6 +93,11 @@ class Engine:
                     raise
                 self.check_alive()
 
+    def check_open(self) -> None:
+        """Raise `EngineStoppedError` where it was closed."""
+        if self._closed:
+            raise EngineStoppedError()
+
     def check_alive(self) -> None:
         """Raise `EngineStoppedError` when no thread would serve a waiting request."""
         thread = self._thread

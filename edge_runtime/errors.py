@@ -2,10 +2,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class EdgeRuntimeError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. They can be pickled, so they cross from one process to another."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python's own way would call the constructor, which takes the message's parts, with the message.
+        return _rebuilt, (type(self), self.args), self.__dict__
+
+
+def _rebuilt(kind: type[EdgeRuntimeError], args: tuple[Any, ...]) -> EdgeRuntimeError:
+    new = OSError.__new__ if issubclass(kind, OSError) else BaseException.__new__  # those that make a kind's memory
+    error: EdgeRuntimeError = new(kind, *args)
+    error.args = args
+    return error
 
 
 class CorruptModelError(EdgeRuntimeError):
@@ -142,9 +154,6 @@ class NotEnoughTextError(CalibrationError):
         super().__init__("calibration text", f"{have} {unit}, of at least {need} that {why}. Add {need - have} {unit} "
                          "or more")
         self.unit, self.have, self.need, self.why = unit, have, need, why
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.unit, self.have, self.need, self.why)
 
 
 class ProfileError(EdgeRuntimeError, ValueError):

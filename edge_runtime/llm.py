@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from edge_runtime import loading
 from edge_runtime.arguments import (
     POOLINGS,
     begins_text,
+    checked_variables,
     failed_reply,
     is_list_of_prompts,
     one_each,
@@ -285,6 +286,10 @@ class LLM(AsyncCalls):
     def __enter__(self) -> LLM:
         return self
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("An LLM cannot be copied or pickled: open the model in each process, and share it between "
+                        "threads.")
+
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -294,7 +299,8 @@ class LLM(AsyncCalls):
         """int32 [n], checked against vocabulary and emptiness."""
         if isinstance(prompt, str):
             return self._checked_ids(self.tokenizer.encode(prompt, add_special=True, parse_special=True), name, prompt)
-        if not isinstance(prompt, Sequence | np.ndarray) or isinstance(prompt, bytes | bytearray):
+        flat = isinstance(prompt, np.ndarray) and prompt.ndim == 1
+        if not (flat or isinstance(prompt, Sequence)) or isinstance(prompt, bytes | bytearray):
             raise InvalidRequestError(name, prompt, "a string or a list of token ids")
         for token in prompt:
             if type(token) is not int and not isinstance(token, np.integer):
@@ -312,8 +318,11 @@ class LLM(AsyncCalls):
 
     def _chat_ids(self, messages: Messages, tools: Any = None, template: Mapping[str, Any] | None = None) -> np.ndarray:
         chat = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return np.asarray(encode_chat(self.tokenizer, self._template().render(
-            chat, tools=tools, **dict(template or {}))), np.int32)
+        ids = encode_chat(self.tokenizer, self._template().render(chat, tools=tools, **checked_variables(template)))
+        if not ids:
+            raise ChatTemplateError("The model's chat template made an empty prompt of the messages. Use generate() "
+                                    "with a prompt written out.")
+        return np.asarray(ids, np.int32)
 
     def _template(self) -> ChatTemplate:
         found = self._loaded.chat_template
@@ -324,6 +333,7 @@ class LLM(AsyncCalls):
     def _request(self, ids: np.ndarray, params: SamplingParams, sink: Sink, *, fresh: bool = False,
                  **options: Any) -> Request:
         """fresh: the reply begins a text (a chat's), rather than continuing one."""
+        self.engine.check_open()
         params.check_vocabulary(self._loaded.device.vocab_size)
         needed = 0 if params.max_tokens == 0 or options.get("embed") else 1
         if len(ids) + needed > self.context:

@@ -15,7 +15,13 @@ from typing import Any
 from edge_runtime.chat_template import ChatTemplate
 from edge_runtime.devices.base import Device, KVLayout, Step, StepResult
 from edge_runtime.early_exit import check_exit_layers
-from edge_runtime.errors import ChatTemplateError, EngineStoppedError, InvalidRequestError, UnsupportedModelError
+from edge_runtime.errors import (
+    ChatTemplateError,
+    EngineStoppedError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from edge_runtime.models.config import ModelConfig, config_from_gguf
 from edge_runtime.models.gguf_file import GGUFFile
 from edge_runtime.offload.plan import Plan, make_plan
@@ -72,14 +78,17 @@ def resolve(model: str | os.PathLike[str] | None) -> Path:
     if not isinstance(model, str | os.PathLike):
         raise InvalidRequestError("model", model, "the path of a GGUF file, the name of a pulled model, or None for "
                                                   "the bundled model")
-    path = Path(model).expanduser()
-    if not path.exists():
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError as error:
+        raise ModelNotFoundError(model, "there is no home folder of that user") from error
+    if not os.path.exists(path):  # pathlib's raises where a name is too long
         from edge_runtime.models import hub
 
         name = path.as_posix()  # on Windows a command's argument has its slashes turned
         if hub.is_name(name):
             return hub.path_of(name)
-    if (path / "config.json").is_file():
+    if os.path.isfile(path / "config.json"):
         raise UnsupportedModelError(f"a folder of safetensors ({path})", ("GGUF files",), "Make one of it: "
                                     f"edge-runtime quantize {path} {path.name or 'model'}-q4_0.gguf --type Q4_0")
     return path

@@ -15,6 +15,9 @@ from edge_runtime.structured import Grammar, TokenMask
 
 NUCLEUS = 2048  # tokens looked at first for top_p: sorting them costs a tenth of sorting 128k
 MAX_LOGPROBS = 1000  # more is a dump of the distribution, which costs more than the model
+MAX_STOP_CHARACTERS = 100_000  # 28 MB while they are looked for
+MAX_BIAS = 1e30  # added to a logit; times the largest penalty it is still a float32
+MAX_PENALTY = 1e9  # likewise, times a reply of any length
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class SamplingParams:
     repetition_penalty: logits of tokens seen in prompt or reply are divided (multiplied when negative) by it; 1 is
         off (CTRL, arXiv:1909.05858). presence_penalty, frequency_penalty: subtracted from the logits of tokens in the
         reply, once and per occurrence (OpenAI's definitions); 0 is off.
-    logit_bias: token id -> added to its logit; -inf forbids it.
+    logit_bias: token id -> added to its logit, at most 1e30; -inf forbids it.
     seed: the same seed gives the same text whatever else runs; None draws one.
-    stop: string or strings that end the reply; they are not part of it. stop_token_ids: tokens likewise.
+    stop: string or strings that end the reply, 100,000 characters in all at most; they are not part of it.
+        stop_token_ids: tokens likewise.
     ignore_eos: go on after the model's own end tokens.
     grammar: None, or what the whole reply must match, such as Grammar.json_schema({...}) (extra `structured`).
     early_exit: None for the model's own setting (`LLM(early_exit=...)`), False for none, or how tokens may leave the
@@ -70,9 +74,11 @@ class SamplingParams:
         _number("repetition_penalty", self.repetition_penalty, lambda v: 0.01 <= v <= 100,
                 "from 0.01 to 100; 1 is off")  # beyond that, logits leave float32
         for name in ("presence_penalty", "frequency_penalty"):
-            _number(name, getattr(self, name), math.isfinite, "a finite number")
+            _number(name, getattr(self, name), lambda v: -MAX_PENALTY <= v <= MAX_PENALTY,
+                    f"from -{MAX_PENALTY:g} to {MAX_PENALTY:g}; 0 is off")
         if self.seed is not None:
             _integer("seed", self.seed, None, "a whole number or None")
+            object.__setattr__(self, "seed", int(self.seed))  # random takes no integers of NumPy
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, f"a whole number from 0 to {MAX_LOGPROBS}, or None", MAX_LOGPROBS)
         if not isinstance(self.ignore_eos, bool | np.bool_):
@@ -87,6 +93,9 @@ class SamplingParams:
         stops = tuple(stops) if isinstance(stops, Iterable) else (() if stops is None else (stops,))
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise InvalidRequestError("stop", self.stop, "a string or strings, none of them empty")
+        if sum(map(len, stops)) > MAX_STOP_CHARACTERS:
+            raise InvalidRequestError("stop", f"{sum(map(len, stops))} characters",
+                                      f"at most {MAX_STOP_CHARACTERS} characters, all strings together")
         object.__setattr__(self, "stop", stops)
         ids = (self.stop_token_ids,) if isinstance(self.stop_token_ids, int) else self.stop_token_ids
         if not isinstance(ids, Iterable):
@@ -101,7 +110,7 @@ class SamplingParams:
             raise InvalidRequestError("logit_bias", self.logit_bias, "a mapping from token id to a number")
         for token, bias in self.logit_bias.items():
             _integer("logit_bias", token, 0, "keyed by token ids, whole numbers from 0 up")
-            _number("logit_bias", bias, lambda v: v < math.inf, "numbers below infinity")
+            _number("logit_bias", bias, lambda v: v <= MAX_BIAS, f"numbers up to {MAX_BIAS:g}; -inf forbids the token")
 
     @classmethod
     def of(cls, params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
@@ -141,7 +150,8 @@ class Sampler:
         self._counts: dict[int, int] = {}  # of the reply
         self._seen = set(np.unique(prompt_ids).tolist()) if params.repetition_penalty != 1 else set()
         self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64)
-        self._bias = np.fromiter(params.logit_bias.values(), np.float32)
+        self._bias = np.fromiter((-math.inf if bias < -MAX_BIAS else bias for bias in params.logit_bias.values()),
+                                 np.float32)
         self._counting = bool(params.presence_penalty or params.frequency_penalty)
         self._plain = not (len(self._bias_ids) or self._counting or params.repetition_penalty != 1 or mask)
 

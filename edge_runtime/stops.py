@@ -39,7 +39,12 @@ class _Automaton:
         return self.next[state].get(char, 0)
 
 
-_automaton = lru_cache(maxsize=64)(_Automaton)  # a server's requests share their stop strings
+_cached = lru_cache(maxsize=64)(_Automaton)  # a server's requests share their stop strings
+CACHED_CHARACTERS = 4096  # of stop strings together; an automaton takes 280 bytes for each
+
+
+def _automaton(stops: tuple[str, ...]) -> _Automaton:
+    return (_cached if sum(map(len, stops)) <= CACHED_CHARACTERS else _Automaton)(stops)
 
 
 class StopMatcher:

@@ -1,6 +1,7 @@
 """Text to token ids and back, as the model file's own vocabulary says."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from itertools import groupby
@@ -14,6 +15,7 @@ from edge_runtime.errors import TokenizerError
 from edge_runtime.spm import SPACE, ScoredBPE
 from edge_runtime.vocabulary import BYTE, CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 _C_SPACE = " \t\n\v\f\r"
 
 
@@ -135,7 +137,9 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int], skip_special: bool = True, *, start: bool = True) -> bytes:
         """Bytes of `ids`. start: the ids begin a text, so the space that `encode` puts before it is taken away again;
         False for ids that continue one. Raises TokenizerError for an id outside the vocabulary."""
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        if not isinstance(ids, Iterable):
+            raise TokenizerError(f"token ids must come in a list, got {type(ids).__name__}.")
+        ids = np.atleast_1d(ids).tolist() if isinstance(ids, np.ndarray) else list(ids)
         pieces = list(map((self._visible if skip_special else self._bytes).__getitem__, ids))
         if start and self.strips_first_space:
             first = next((i for i, piece in enumerate(pieces) if piece), None)
@@ -242,7 +246,6 @@ def _require_unicode(text: str) -> None:
 
 
 def _byte_value(text: str) -> int:
-    try:
-        return int(text[3:5], 16)
-    except ValueError:
-        raise TokenizerError(f"byte token {text!r} must be written <0x00> to <0xFF>. Export the file again.") from None
+    if not _BYTE_TOKEN.fullmatch(text):
+        raise TokenizerError(f"byte token {text[:40]!r} must be written <0x00> to <0xFF>. Export the file again.")
+    return int(text[3:5], 16)

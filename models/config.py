@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.errors import CorruptModelError
+from edge_runtime.errors import CorruptModelError, UnsupportedModelError
 from edge_runtime.models.gguf_file import GGUFFile
 from edge_runtime.models.names import EMBEDDING, HEAD, OUTPUT_NORM, ROPE_FACTORS, layer_names
 from edge_runtime.models.rope import RopeConfig, rope_inverse_frequencies
@@ -21,6 +21,7 @@ ARCHITECTURES = {"llama": "norm", "qwen2": "neox", "qwen3": "neox"}  # and how t
 # Largest values taken for a model and not for damage; the largest open models stay below an eighth of each.
 MAX_LAYERS, MAX_WIDTH, MAX_HEADS, MAX_HEAD_SIZE = 1 << 12, 1 << 20, 1 << 14, 1 << 12
 MAX_FFN, MAX_CONTEXT, MAX_THETA, MAX_FACTOR = 1 << 23, 1 << 30, 1e15, 1e6
+MAX_NAME = 200  # characters of a name that are shown
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,6 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     """
     keys = _Keys(file)
     architecture = keys.architecture
-    name = file.metadata.get("general.name")
     _refuse_features(keys)
     layers = keys.integer("block_count", 1, MAX_LAYERS)
     width = keys.integer("embedding_length", 1, MAX_WIDTH)
@@ -79,7 +79,7 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     context_length = keys.integer("context_length", 1, MAX_CONTEXT)
     config = ModelConfig(
         architecture=architecture,
-        name=name if isinstance(name, str) and name else file.path.stem,
+        name=_name(file),
         layers=layers,
         width=width,
         heads=heads,
@@ -97,6 +97,13 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     )
     check_tensors(file, config)
     return config
+
+
+def _name(file: GGUFFile) -> str:
+    """The name that the file gives, fit for a terminal; else the file's own."""
+    name = file.metadata.get("general.name")
+    shown = "".join(c if c.isprintable() else " " for c in name[:MAX_NAME]).strip() if isinstance(name, str) else ""
+    return shown or file.path.stem
 
 
 def check_tensors(file: GGUFFile, config: ModelConfig) -> None:
@@ -168,6 +175,7 @@ class _Keys:
     def __init__(self, file: GGUFFile):
         self.file, self.metadata = file, file.metadata
         self.architecture = ""
+        self._refuse_parts()
         name = self._get("general.architecture")
         if not isinstance(name, str):
             self._refuse("general.architecture", f"is of type {self.metadata.type_name('general.architecture')}")
@@ -198,6 +206,13 @@ class _Keys:
             self._refuse(full, f"is {value}, not within {least:g} and {most:g}")
         return float(value)
 
+    def flag(self, key: str) -> bool:
+        full = f"{self.architecture}.{key}"
+        value = self._get(full)
+        if not isinstance(value, bool):
+            self._refuse(full, f"is of type {self.metadata.type_name(full)}, not true or false")
+        return value
+
     def text(self, key: str, default: str) -> str:
         full = f"{self.architecture}.{key}"
         if full not in self.metadata:
@@ -223,6 +238,17 @@ class _Keys:
             self._refuse(full, f"is {values[0]}, not within {least} and {most}")
         return int(values[0])
 
+    def _refuse_parts(self) -> None:
+        """First of all: later parts of a split model and files that are no models lack the keys of a model."""
+        key = "split.count"
+        if key in self.metadata and self._integer(key, 0, 1 << 16) > 1:
+            raise unsupported(f"a model split into {self.metadata[key]} files", ("one file",),
+                              "Make one of them: llama-gguf-split --merge FIRST-PART.gguf WHOLE.gguf. Or:")
+        kind = self.metadata.get("general.type", "model")
+        if isinstance(kind, str) and kind != "model":
+            raise UnsupportedModelError(f"a GGUF file of type {kind[:40]!r}", ("model",), "It belongs to a model, and "
+                                        "is none: open the model's own file.")
+
     def _integer(self, full: str, least: int, most: int) -> int:
         value = self._get(full)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -241,9 +267,6 @@ class _Keys:
 
 
 def _refuse_features(keys: _Keys) -> None:
-    metadata = keys.metadata
-    if "split.count" in metadata and metadata["split.count"] not in (0, 1):
-        raise unsupported(f"a model split into {metadata['split.count']} files", ("one file",))
     if keys.integer("expert_count", 0, 1 << 30, default=0):
         raise unsupported("a mixture of experts", ("dense feed-forward layers",))
     window = keys.integer("attention.sliding_window", 0, 1 << 32, default=0)
@@ -255,7 +278,7 @@ def _refuse_features(keys: _Keys) -> None:
                 "final_logit_softcapping", "attention.clamp_kqv"):  # fmt: skip
         if keys.has(key) and keys.number(key, -1e30, 1e30) not in (0.0, 1.0):
             raise unsupported(f"{keys.architecture}.{key}")
-    if keys.has("attention.causal") and not metadata[f"{keys.architecture}.attention.causal"]:
+    if keys.has("attention.causal") and not keys.flag("attention.causal"):
         raise unsupported("attention that is not causal", ("causal attention",))
 
 

@@ -6,6 +6,7 @@ checked when the file is opened; after that no offset of the file can lead outsi
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import mmap
 import os
@@ -141,6 +142,10 @@ def _map_file(path: Path) -> tuple[mmap.mmap, int]:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelNotFoundError(path, "there is no such file") from error
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise
+        raise ModelNotFoundError(path, f"that leads to no file: {error.strerror}") from error
     except ValueError as error:  # a NUL in the path
         raise ModelNotFoundError(repr(str(path)), "that is no file name") from error
     if stat.S_ISDIR(mode):

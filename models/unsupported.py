@@ -14,10 +14,11 @@ def _installed(package: str) -> bool:
         return True
 
 
-def unsupported(what: str, supported: Sequence[str] = ()) -> UnsupportedModelError:
-    """The error for `what`, with an offer to run the whole file through llama.cpp."""
+def unsupported(what: str, supported: Sequence[str] = (), mend: str = "") -> UnsupportedModelError:
+    """The error for `what`, with what mends it here, if anything, and an offer to run the whole file through
+    llama.cpp."""
     if _installed("llama_cpp"):
-        mend = 'llama-cpp-python is installed: device="llama.cpp" runs the whole file through it.'
+        offer = 'llama-cpp-python is installed: device="llama.cpp" runs the whole file through it.'
     else:
-        mend = "pip install 'edge-runtime[llamacpp]' and device=\"llama.cpp\" run the whole file through llama.cpp."
-    return UnsupportedModelError(what, supported, mend)
+        offer = "pip install 'edge-runtime[llamacpp]' and device=\"llama.cpp\" run the whole file through llama.cpp."
+    return UnsupportedModelError(what, supported, f"{mend} {offer}" if mend else offer)

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -121,6 +123,24 @@ def test_a_loop_that_closes_early_leaves_nothing_running():
         time.sleep(0.1)
         settled(llm)
         del generation
+
+
+def test_event_loops_that_ended_are_forgotten():
+    loops = []
+
+    async def ask(llm):
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        assert [chunk async for chunk in llm.astream("hello", GREEDY)]
+        assert await llm.agenerate("hello", GREEDY)
+
+    with fake_llm() as llm:
+        for _ in range(3):
+            asyncio.run(ask(llm))
+        deadline = time.monotonic() + 10  # the engine's thread may still be on its way out of the last request
+        while any(loop() is not None for loop in loops) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            gc.collect()
+        assert [loop() for loop in loops] == [None] * 3
 
 
 def test_async_with_closes():

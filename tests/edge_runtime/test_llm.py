@@ -1,6 +1,8 @@
 """What callers of LLM see, on the fake device."""
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +11,13 @@ import numpy as np
 import pytest
 
 from edge_runtime import LLM, SamplingParams
+from edge_runtime.chat_template import ChatTemplate
 from edge_runtime.errors import (
     ChatTemplateError,
     ContextLengthError,
     EngineStoppedError,
     InvalidRequestError,
+    ModelNotFoundError,
     NumericalError,
     OutOfMemoryError,
     TokenizerError,
@@ -413,6 +417,45 @@ def test_missing_files_and_bad_arguments(tmp_path):
             LLM(tmp_path / "none.gguf", **values)
     with pytest.raises(InvalidRequestError, match="model"):
         LLM(5)
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    for name in ("~nobody-of-this-name/m.gguf", str(tmp_path / ("a" * 5000))):
+        with pytest.raises(ModelNotFoundError, match=r"\.gguf"):
+            LLM(name)
+
+
+@pytest.mark.parametrize("template", [{"messages": []}, {"tools": []}, {"self": 1}, {1: 2}, "text", [1]])
+def test_template_variables_that_cannot_be(llm, template):
+    for call in (llm.chat, llm.chat_prompt, llm.session().chat):
+        with pytest.raises(InvalidRequestError, match="template"):
+            call("hi", template=template)
+    with pytest.raises(ChatTemplateError, match="named"):
+        llm.chat("hi", template={"name": ["x"]})
+
+
+def test_a_template_that_renders_nothing():
+    with fake_llm(bos=False, chat_template=ChatTemplate("{{ '' }}")) as llm:
+        for call in (llm.chat, llm.chat_prompt, llm.session().chat):
+            with pytest.raises(ChatTemplateError, match="empty prompt"):
+                call("hi")
+    with fake_llm(bos=True, chat_template=ChatTemplate("{{ '' }}")) as llm:
+        assert llm.chat("hi", GREEDY).token_ids == tuple(greedy([BOS], 12))
+
+
+def test_a_closed_llm_refuses_every_request():
+    llm = fake_llm()
+    llm.close()
+    for call in (lambda: llm.generate("a", max_tokens=0), lambda: llm.generate("a", early_exit="recompute"),
+                 lambda: llm.chat("a"), lambda: llm.embed("a"), lambda: llm.score(["a"])):
+        with pytest.raises(EngineStoppedError):
+            call()
+
+
+def test_an_llm_is_not_copied(llm):
+    for call in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="each process"):
+            call(llm)
 
 
 def test_conversations_make_one_batch():

@@ -142,6 +142,8 @@ def test_forbidding_every_token_is_an_error():
     ("logit_bias", {1: math.nan}), ("logit_bias", {1: math.inf}), ("logit_bias", {"a": 1}), ("logit_bias", [1]),
     ("seed", 1.5), ("seed", "x"), ("stop", ""), ("stop", ["a", ""]), ("stop", [1]), ("stop", 5),
     ("stop_token_ids", [-1]), ("stop_token_ids", ["a"]), ("stop_token_ids", 1.0), ("logprobs", -1),
+    ("logit_bias", {1: 1e39}), ("logit_bias", {1: 10**400}), ("presence_penalty", 10**400),
+    ("presence_penalty", -1e39), ("frequency_penalty", 1e308), ("stop", "x" * 100_001), ("stop", ["x" * 60_000] * 2),
     ("logprobs", 10**6), ("logprobs", True), ("ignore_eos", "yes"),
 ])
 def test_refusals_name_the_parameter(name, value):
@@ -173,3 +175,26 @@ def test_a_large_vocabulary_and_negative_seeds():
     border = kept[int(np.searchsorted(np.cumsum(kept), 0.9 * kept.sum()))]
     for _ in range(20):
         assert math.exp(logits[subject.sample(logits)[0]]) >= border * (1 - 1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", [
+    {"logit_bias": {3: 1e30, 5: 1e30}, "repetition_penalty": 100, "presence_penalty": -1e9},
+    {"logit_bias": {3: 1e30, 5: 1e30}, "repetition_penalty": 0.01, "frequency_penalty": 1e9},
+    {"logit_bias": {3: -1e39, 5: -10**400, 7: -1e30}, "frequency_penalty": -1e9, "presence_penalty": 1e9},
+])
+def test_the_largest_values_stay_within_float32(values):
+    logits = np.linspace(-30, 30, 50, dtype=np.float32)
+    for temperature in (0, 5e-324, 1, 10**400):
+        drawn = sampler((3, 5, 7), temperature=temperature, seed=1, **values)
+        tokens = [drawn.sample(logits)[0] for _ in range(20)]
+        if 3 in values["logit_bias"] and values["logit_bias"][3] > 0:
+            assert set(tokens) <= {3, 5}
+        else:
+            assert not {3, 5} & set(tokens)
+
+
+def test_seeds_may_be_of_numpy():
+    logits = np.zeros(50, np.float32)
+    drawn = [[s.sample(logits)[0] for _ in range(20)] for s in (sampler(seed=3), sampler(seed=np.int64(3)))]
+    assert drawn[0] == drawn[1]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import time
 from typing import Any
 
@@ -102,11 +103,12 @@ def test_the_pre_tokenizer_must_be_a_name() -> None:
         Tokenizer.from_metadata({**bpe_metadata(), "tokenizer.ggml.pre": 7})
 
 
-def test_malformed_byte_tokens() -> None:
+@pytest.mark.parametrize("text", ["<0xZZ>", "<0x-1>", "<0x+1>", "<0x 1>", "<0x1>", "abc41", "<0x410>", "<0x41"])
+def test_malformed_byte_tokens(text: str) -> None:
     metadata = spm_metadata()
-    metadata["tokenizer.ggml.tokens"][10] = "<0xZZ>"
+    metadata["tokenizer.ggml.tokens"][10] = text
     tokenizer = Tokenizer.from_metadata(metadata)
-    with pytest.raises(TokenizerError, match="<0xZZ>"):
+    with pytest.raises(TokenizerError, match=re.escape(text)):
         tokenizer.token_bytes(10)
 
 

@@ -95,6 +95,8 @@ REFUSED = {
     "edge.early_exit.layers": [[0], [3], [2, 1], [1, 1], ["1"], 1],
     "tokenizer.ggml.tokens": [["a", "b"]],
     "general.architecture": [7],
+    "split.count": [[2, 3], [2], "3", True, 3.0, -1],
+    "llama.attention.causal": [[True, False], "no", 0],
 }
 
 
@@ -116,6 +118,7 @@ UNSUPPORTED = {
     "sliding window of 128": {"llama.attention.sliding_window": 128},
     "longrope": {"llama.rope.scaling.type": "longrope"},
     "split into 3": {"split.count": 3},
+    "of type 'adapter'": {"general.type": "adapter"},
     "value head size of 32": {"llama.attention.value_length": 32},
     "RoPE over 8 of": {"llama.rope.dimension_count": 8},
     "differs between layers": {"llama.attention.head_count_kv": [2, 2, 1]},
@@ -129,9 +132,22 @@ UNSUPPORTED = {
 def test_feature_that_is_not_computed(model, what):
     with pytest.raises(UnsupportedModelError, match=what) as caught:
         config_of(rewritten(model, UNSUPPORTED[what]))
-    assert "llama.cpp" in str(caught.value)
+    assert "llama.cpp" in str(caught.value) or "general.type" in UNSUPPORTED[what]
     if "mamba" in what:
         assert caught.value.supported == ("llama", "qwen2", "qwen3")
+
+
+def test_a_later_part_of_a_split_model_says_so(tmp_path):
+    path = write_gguf(tmp_path / "m-00002-of-00003.gguf", {"split.no": 1, "split.count": 3},
+                      [array_tensor("a", np.zeros((4, 32), np.float32))])
+    with pytest.raises(UnsupportedModelError, match=r"split into 3 files.*--merge"):
+        config_of(path)
+
+
+@pytest.mark.parametrize("name, shown", [("\x1b[2J\nReal name\r\x07", "[2J Real name"), ("n" * 70_000, "n" * 200),
+                                         ("\x00\n", "rewritten"), (["a", "b"], "rewritten"), (7, "rewritten")])
+def test_names_are_fit_for_a_terminal(model, name, shown):
+    assert config_of(rewritten(model, {"general.name": name})).name == shown
 
 
 def test_offer_depends_on_the_extra(model, monkeypatch):

@@ -195,6 +195,8 @@ def test_paths_that_are_no_files(tmp_path):
         GGUFFile(tmp_path)
     with pytest.raises(ModelNotFoundError, match="no file name"):
         GGUFFile("a\0b")
+    with pytest.raises(ModelNotFoundError, match="leads to no file"):
+        GGUFFile(tmp_path / ("a" * 5000))
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(ModelNotFoundError, match="no such file"):
         GGUFFile(tmp_path / "file" / "below.gguf")
