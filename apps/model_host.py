@@ -212,7 +212,7 @@ class ModelHost:
         found = self._llm
         if found is not None and name in (None, self._current) and not found.closed:
             return found
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._loader, self.load, name, progress))
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self.load, name, progress)
 
     @contextlib.asynccontextmanager
     async def lease(self, name: str | None = None) -> AsyncIterator[LLM]:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edge_runtime.apps.server.errors import ApiError
-from edge_runtime.apps.server.io import DONE, EventStream, event, json_response, read_body, unless_gone
+from edge_runtime.apps.server.io import DONE, EventStream, event, json_response, leased, read_body, unless_gone
 from edge_runtime.apps.server.messages import rendered_messages
 from edge_runtime.apps.server.parameters import Asked, asked, check_placement, grammar_of, reply_params
 from edge_runtime.apps.server.reasoning import ReasoningParser, opened
@@ -62,7 +62,7 @@ async def chat_completions(request: Request) -> Response:
     state: ServerState = request.app.state.server
     body = await read_body(request, CHAT_REQUEST, state.settings.max_body_bytes)
     async with contextlib.AsyncExitStack() as stack:
-        llm = await stack.enter_async_context(state.host.lease(body["model"]))
+        llm = await leased(request, stack, state.host, body["model"])
         job = _job(body, llm)
         if body.get("reasoning_format") == "separate":
             job = replace(job, thinking=await asyncio.to_thread(_opens_thought, job))

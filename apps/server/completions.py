@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edge_runtime.apps.server.errors import ApiError
-from edge_runtime.apps.server.io import DONE, EventStream, event, json_response, read_body, unless_gone
+from edge_runtime.apps.server.io import DONE, EventStream, event, json_response, leased, read_body, unless_gone
 from edge_runtime.apps.server.parameters import Asked, asked, check_placement, grammar_of, reply_params
 from edge_runtime.apps.server.replies import FINISH, Ask, measured, pieces, streams, whole
 from edge_runtime.apps.server.schemas import COMPLETION_REQUEST
@@ -40,7 +40,7 @@ async def completions(request: Request) -> Response:
         raise ApiError(400, f"{len(prompts)} prompts x {found.n} replies are more than {MAX_REPLIES}.", param="n",
                        code="invalid_value")
     async with contextlib.AsyncExitStack() as stack:
-        llm = await stack.enter_async_context(state.host.lease(body["model"]))
+        llm = await leased(request, stack, state.host, body["model"])
         check_placement(body, llm)
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
                 "model": body["model"], "system_fingerprint": "edge-runtime"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from starlette.responses import Response
 
 from edge_runtime.apps.server.completions import prompts_of
 from edge_runtime.apps.server.errors import ApiError
-from edge_runtime.apps.server.io import json_response, read_body, unless_gone
+from edge_runtime.apps.server.io import json_response, leased, read_body, unless_gone
 from edge_runtime.apps.server.schemas import EMBEDDING_REQUEST
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ async def embeddings(request: Request) -> Response:
     state: ServerState = request.app.state.server
     body = await read_body(request, EMBEDDING_REQUEST, state.settings.max_body_bytes)
     inputs = prompts_of(body["input"])
-    async with state.host.lease(body["model"]) as llm:
+    async with contextlib.AsyncExitStack() as stack:
+        llm = await leased(request, stack, state.host, body["model"])
         return await unless_gone(request, _answer(llm, inputs, body, state))
 
 

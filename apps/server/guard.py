@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-ALLOWED_HEADERS = b"authorization, content-type"
+ALLOWED_HEADERS = b"authorization, content-type"  # where a page names none; OpenAI's client in a browser names more
 LINGER_SECONDS = 5.0  # how long a refused body is read on, and dropped
 
 
@@ -100,7 +100,7 @@ class Guard:
         if origin is None or not self.state.settings.allowed_origins or not self._allowed(origin, ""):
             return []
         return [(b"access-control-allow-origin", origin), (b"vary", b"origin"),
-                (b"access-control-allow-headers", ALLOWED_HEADERS),
+                (b"access-control-allow-headers", headers.get(b"access-control-request-headers", ALLOWED_HEADERS)),
                 (b"access-control-allow-methods", b"GET, POST, DELETE"), (b"access-control-max-age", b"600")]
 
     def _preflight(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from starlette.requests import Request
@@ -15,6 +15,10 @@ from edge_runtime.apps.server.errors import ApiError, api_error
 from edge_runtime.apps.server.guard import ClientGone, Receive, Scope, Send
 from edge_runtime.apps.server.schemas import COMPONENTS, Schema
 from edge_runtime.apps.server.validation import validated
+
+if TYPE_CHECKING:
+    from edge_runtime.apps.model_host import ModelHost
+    from edge_runtime.llm import LLM
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -87,6 +91,12 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
                 one.cancel()
         with contextlib.suppress(BaseException):
             await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def leased(request: Request, stack: contextlib.AsyncExitStack, host: ModelHost, name: str) -> LLM:
+    """The LLM of that name, held until `stack` ends; a client that goes away does not wait for a switch of models."""
+    entering = stack.enter_async_context(host.lease(name))
+    return await (entering if name == host.current and not host.switching else unless_gone(request, entering))
 
 
 async def _gone(receive: Receive) -> None:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from edge_runtime.apps.server.chat import ChatJob
 from edge_runtime.apps.server.errors import ApiError
-from edge_runtime.apps.server.io import EventStream, json_response, read_body, unless_gone
+from edge_runtime.apps.server.io import EventStream, json_response, leased, read_body, unless_gone
 from edge_runtime.apps.server.messages import rendered_messages
 from edge_runtime.apps.server.parameters import asked, check_placement, grammar_of
 from edge_runtime.apps.server.replies import measured, pieces, streams, token_logprobs, whole
@@ -62,7 +62,7 @@ async def responses(request: Request) -> Response:
         before = state.responses.find(body["previous_response_id"], "previous_response_id")[1]
     talk = [*before, *_messages(body["input"])]
     async with contextlib.AsyncExitStack() as stack:
-        llm = await stack.enter_async_context(state.host.lease(body["model"]))
+        llm = await leased(request, stack, state.host, body["model"])
         job = _job(body, llm, talk)
         response = _begun(body)
 

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from edge_runtime.errors import InvalidRequestError
 
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@A-Z]+")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
@@ -39,6 +41,10 @@ class ServerSettings:
         if self.api_key is None and not self.local:
             raise InvalidRequestError("host", self.host, "this machine (127.0.0.1) unless an API key is set: "
                                                          "anybody in the network could use the server otherwise")
+        for origin in self.allowed_origins:
+            if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
+                raise InvalidRequestError("origin", origin, "as browsers send it: scheme://name or scheme://name:port "
+                                                            "in small letters, nothing behind it; or *")
         for name in ("max_body_bytes", "max_requests"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(name, getattr(self, name), "at least 1")

@@ -26,6 +26,7 @@ from edge_runtime.apps.server.settings import ServerSettings
 from edge_runtime.errors import InvalidRequestError
 from tests.apps.servers import PATIENCE, ServerProcess, echo_llm, serving
 from tests.edge_runtime.llms import settled
+from tests.gguf_factory import write_model
 
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
 LONG = {**HELLO, "max_tokens": 3000}
@@ -255,8 +256,44 @@ def test_names_and_origins():
                                              b"access-control-request-method: POST\r\n\r\n")
         allowed = exchange(url, raw % b"https://app.example")
         assert allowed.startswith(b"HTTP/1.1 204") and b"access-control-allow-origin: https://app.example" in allowed
+        # OpenAI's client asks for headers of its own, which a browser then wants to see allowed by name.
+        named = raw.replace(b"\r\n\r\n", b"\r\naccess-control-request-headers: authorization,x-stainless-os\r\n\r\n")
+        assert b"access-control-allow-headers: authorization,x-stainless-os" in exchange(url, named % b"https://app.example")
         for origin in (b"https://evil.example", b"null", b"http://["):
             assert b"allow-origin" not in exchange(url, raw % origin)
+
+
+@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "https://App.example", "", "https://"])
+def test_origins_that_no_browser_sends_are_refused(origin):
+    with pytest.raises(InvalidRequestError, match="origin"):
+        ServerSettings(allowed_origins=(origin,))
+    for good in ("https://app.example", "http://[::1]:5173", "chrome-extension://abc", "null", "*"):
+        ServerSettings(allowed_origins=(good,))
+
+
+def test_a_client_that_leaves_does_not_wait_for_a_switch(tmp_path):
+    files = [tmp_path / f"{name}.gguf" for name in ("first", "second")]
+    for file in files:
+        write_model(file, width=64)
+    models = ModelHost(files, pulled=tuple, threads=1, memory_budget=2 << 30)
+    models.load("first")
+    with serving(models) as url:
+        address = url.removeprefix("http://").split(":")
+        bodies = [json.dumps({"model": name, "prompt": "x", "ignore_eos": True, "max_tokens": 3}).encode()
+                  for name in ("second", "first")]
+        models._leases += 1  # a request on the first that does not end
+        connections = [socket.create_connection((address[0], int(address[1]))) for _ in bodies]
+        for connection, body in zip(connections, bodies):
+            connection.sendall(post("/v1/completions", body))
+            until(lambda: models.switching)
+        until(lambda: call(url, "/health")[1]["requests"] == 2)
+        for connection in connections:
+            connection.close()
+        until(lambda: call(url, "/health")[1]["requests"] == 0, 20)
+        assert models.switching and models.leases == 1, "the switch still waits"
+        models._leases -= 1
+        assert call(url, "/v1/completions", json.loads(bodies[0]))[0] == 200
+        assert not models.leases
 
 
 def test_too_many_at_once_are_told_so():
