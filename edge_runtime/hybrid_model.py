@@ -22,7 +22,7 @@ from edge_runtime.offload.cost_model import CostModel, Curves
 from edge_runtime.offload.host_attention import HostAttention
 from edge_runtime.offload.hybrid_device import HybridDevice
 from edge_runtime.offload.plan import Plan
-from edge_runtime.offload.planner import OffloadOptions
+from edge_runtime.offload.planner import OffloadOptions, check_threads
 from edge_runtime.profiling import machine_facts, profile_of, setting_of
 from edge_runtime.progress import PROFILING
 from edge_runtime.tokenizer import Tokenizer
@@ -78,7 +78,9 @@ def load_hybrid(path: Path, file: GGUFFile, config: ModelConfig, tokenizer: Toke
 
 def threads_of(provider: Provider, threads: int | None, host_threads: int | None) -> tuple[int, int]:
     """Of the device's sessions and of the host's attention. A device that is the processor itself has half of it. The
-    provider is registered."""
+    provider is registered. InvalidRequestError: too many."""
+    if threads is not None:
+        check_threads("threads", threads)
     every = threads or default_threads()
     devices = hardware(provider)
     if provider.name != "cpu" and not (devices and devices[0].device.type.name == "CPU"):

@@ -16,7 +16,7 @@ from edge_runtime.models.config import ModelConfig, config_from_gguf
 from edge_runtime.models.gguf_file import GGUFFile
 from edge_runtime.offload.pages import PAGE_TOKENS, pages_for
 from edge_runtime.offload.plan import Plan
-from edge_runtime.offload.planner import DeviceNeeds, OffloadOptions, plan_device
+from edge_runtime.offload.planner import DeviceNeeds, OffloadOptions, check_threads, plan_device
 from edge_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def load_onnx(path: Path, device: str, *, context: int | str = "auto", kv: str =
     from edge_runtime.kernels.team import default_threads
     from edge_runtime.loading import LoadedModel, fingerprint, template_of
 
+    if threads is not None:
+        check_threads("threads", threads)
     provider = provider_of(device)
     assert provider is not None
     register(provider)

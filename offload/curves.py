@@ -1,7 +1,6 @@
 """What the work of one layer takes in seconds, as points that were measured or predicted, and lines between them."""
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +13,7 @@ GridPoints = tuple[tuple[int, int, float], ...]
 
 POINTS = ("linear", "head", "upload", "download")
 GRIDS = ("device_attention", "host_attention", "device_prompt", "host_prompt")
+LARGEST = 1 << 62  # of any figure, in seconds, bytes or rows
 SIZES = ("kv_bytes_device", "kv_bytes_host", "q_bytes", "o_bytes")
 
 
@@ -101,11 +101,11 @@ def _check(right: bool, name: str, value: object, limit: str) -> None:
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < LARGEST
 
 
 class Line:

@@ -200,17 +200,24 @@ class Plan:
         if self.on_device is not None and not self.on_device.fits and (
                 not self.on_device.shared or self.needed_bytes <= self.budget_bytes):
             raise self._device_short(self.on_device)
-        base = self.base_bytes
-        if self.max_context >= min(MIN_CONTEXT, self.model_context):
+        if self._kv_here and self.max_context >= min(MIN_CONTEXT, self.model_context):
             mend = f"A context of {self.max_context:,} tokens would fit"
             mend += ", kv='int8' would hold about twice that." if self.kv == "fp16" else "."
         else:
-            mend = (f"No context fits: close other programs, raise memory_budget to {_size(base + self.kv_page_bytes)} "
+            mend = (f"{'No context fits: c' if self._kv_here else 'C'}lose other programs, raise memory_budget to {_size(self._least_budget)} "
                     f"or more, or take a smaller or more strongly quantized model (weights up to "
                     f"{_size(max(0, self.budget_bytes - self.working_bytes - 4 * self.kv_page_bytes))}).")
         raise OutOfMemoryError(f"{self.model} needs {_size(self.needed_bytes)} for weights, working memory and "
                                f"{self.context:,} tokens of context, the budget is {_size(self.budget_bytes)}. {mend}",
                                self)
+
+    @property
+    def _least_budget(self) -> int:
+        """In which the context that is asked for fits, rounded up so that it still does as it is printed."""
+        there, least = self.on_device, self._kv_here * self.context_bytes
+        if there is not None and there.shared:
+            least = max(least, there.kv_least_bytes) * (2 if there.hybrid else 1)  # of hybrid ones each side has half
+        return self.base_bytes + least + (GIB // 100 if self.base_bytes + least >= GIB else MIB // 10)
 
     def _device_short(self, there: DevicePlan) -> OutOfMemoryError:
         room = there.memory_bytes - there.weights_bytes - there.working_bytes

@@ -44,9 +44,7 @@ class OffloadOptions:
         if self.device_memory is not None:
             _positive("device_memory", self.device_memory, "a whole number of bytes from 1 up, or None")
         if self.host_threads is not None:
-            _positive("host_threads", self.host_threads, "a whole number from 1 up, or None")
-            if self.host_threads > MOST_THREADS:
-                raise InvalidRequestError("host_threads", self.host_threads, f"at most {MOST_THREADS}, or None")
+            check_threads("host_threads", self.host_threads)
         if self.tbt_ms is not None:
             number = isinstance(self.tbt_ms, int | float) and not isinstance(self.tbt_ms, bool)
             if not (number and 0 < self.tbt_ms < MOST_MS):
@@ -94,6 +92,13 @@ class DeviceNeeds:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.sequence(middle * PAGE_TOKENS) <= nbytes else (low, middle - 1)
         return low * PAGE_TOKENS
+
+
+def check_threads(name: str, value: int) -> None:
+    """InvalidRequestError: not a number of threads."""
+    _positive(name, value, "a whole number from 1 up, or None")
+    if value > MOST_THREADS:
+        raise InvalidRequestError(name, value, f"at most {MOST_THREADS}, or None")
 
 
 def _processors() -> set[int]:

@@ -128,7 +128,7 @@ class Simulation:
                 s.device_tokens = s.read if s.on_device else 0
                 self._token(s, False)
         self._held_back = choice.mode is Mode.DEVICE_ONLY and bool(choice.waiting)
-        if not self._bring(choice) and self.by.now == began:
+        if not self._bring(choice) and self.by.now == began and not ran and not prompts:
             raise InvalidRequestError("pool_tokens", self.limits.pool_tokens,
                                       f"enough for a sequence that policy {self.policy} runs")
         self.records.append(LapRecord(

@@ -264,6 +264,7 @@ def test_auto_offloads_where_the_sequences_do_not_fit(quick_profile):
     ({"offload": "perhaps"}, "offload"), ({"tbt_ms": 0}, "tbt_ms"), ({"tbt_ms": -1.0}, "tbt_ms"),
     ({"device_memory": 0}, "device_memory"), ({"device_memory": -5}, "device_memory"),
     ({"device_memory": 1 << 50}, "device_memory"), ({"host_threads": 0}, "host_threads"),
+    ({"threads": 5000}, "threads"), ({"threads": 5000, "offload": "off", "kv": "auto"}, "threads"),
     ({"host_cores": (-1,)}, "host_cores"), ({"device_cores": ("a",)}, "device_cores"), ({"kv": "fp32"}, "kv"),
     ({"kv": "fp8"}, "kv"), ({"device": "cpu"}, "offload"), ({"device": "llama.cpp"}, "offload"),
     ({"device": "cpu", "offload": "auto", "tbt_ms": 5}, "tbt_ms"), ({"offload": "off", "tbt_ms": 5}, "tbt_ms"),

@@ -234,6 +234,7 @@ def test_without_figures_of_bringing_kv_the_copies_alone_count():
     ("layers", 0), ("layers", 1.5), ("linear", ()), ("linear", ((1, -1.0),)), ("linear", ((1, math.nan),)),
     ("linear", ((0, 1.0),)), ("linear", ((1, 1.0), (1, 2.0))), ("linear", ((1, 2, 1.0),)), ("upload", "none"),
     ("device_attention", ((1, 1.0),)), ("host_attention", ((1, 64, "x"),)), ("handover", -1e-6), ("q_bytes", 0),
+    ("linear", ((1, 10**400),)), ("layers", 10**400), ("device_attention", ((1, 10**400, 1.0),)),
     ("kv_bytes_host", True), ("contention_device", 0.9), ("contention_host", math.inf)])
 def test_figures_that_cannot_be_are_named(field, value):
     with pytest.raises(ProfileError, match=field):

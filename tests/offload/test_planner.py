@@ -1,9 +1,13 @@
 """What lies where on a device and its host: sums to be checked by hand, choices, refusals that say the mend."""
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 
 from edge_runtime.devices.accelerator import DeviceCapacity
+from edge_runtime.devices.onnx.kv import capacity_class
 from edge_runtime.errors import InvalidRequestError, OutOfMemoryError
 from edge_runtime.offload import planner
 from edge_runtime.offload.plan import GIB, KV_SHARE, MIB, RUNTIME_BYTES
@@ -131,6 +135,24 @@ def test_a_device_that_is_too_small_says_what_would_do():
         plan(context=8192, offload="off", device_memory=GIB).check()
     with pytest.raises(OutOfMemoryError, match="context"):
         plan(context=131_072, offload="on", memory_budget=GIB).check()
+
+
+@pytest.mark.parametrize("capacity", [OWN, HOSTS])
+@pytest.mark.parametrize("offload", ["on", "off"])
+@pytest.mark.parametrize("context", ["auto", 1, 100, 8192])
+@pytest.mark.parametrize("budget", [1, GIB])
+def test_the_budget_that_an_error_names_is_enough(capacity, offload, context, budget, monkeypatch):
+    needs = dataclasses.replace(NEEDS, weights=1200 * MIB,
+                                sequence=lambda tokens: capacity_class(tokens, 131_072) * TOKEN)
+    monkeypatch.setitem(globals(), "NEEDS", needs)
+    asked = {"capacity": capacity, "offload": offload, "context": context}
+    try:
+        plan(**asked, memory_budget=budget).check()
+    except OutOfMemoryError as error:
+        number, unit = re.search(r"raise memory_budget to ([\d.]+) (MiB|GiB)", str(error)).groups()
+        assert plan(**asked, memory_budget=int(float(number) * {"MiB": MIB, "GiB": GIB}[unit])).check().fits
+    else:
+        assert budget == GIB
 
 
 @pytest.mark.parametrize("values", [

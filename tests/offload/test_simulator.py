@@ -150,6 +150,12 @@ def test_the_scheduler_is_about_as_good_as_the_best_mode(seed):
         assert chosen.tokens_per_second > 0.85 * max(rates.values()), (seed, chosen, rates)
 
 
+def test_a_machine_that_takes_no_time_comes_to_an_end():
+    nothing = curves(linear=0.0, device=0.0, host=0.0, link=0.0)
+    for policy in POLICIES:
+        assert simulate(nothing, synthetic(3, 100, 20), Limits(1000, 10_000), policy).requests == 3
+
+
 def test_what_cannot_run_is_refused_or_told():
     result = simulate(curves(), [Request(0, 9000, 10), Request(0, 100, 10)], limits(pool_tokens=2048), "gpu-only")
     assert (result.requests, result.refused) == (1, 1)
