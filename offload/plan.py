@@ -204,8 +204,9 @@ class Plan:
             mend = f"A context of {self.max_context:,} tokens would fit"
             mend += ", kv='int8' would hold about twice that." if self.kv == "fp16" else "."
         else:
-            mend = (f"{'No context fits: c' if self._kv_here else 'C'}lose other programs, raise memory_budget to {_size(self._least_budget)} "
-                    f"or more, or take a smaller or more strongly quantized model (weights up to "
+            begin = "No context fits: close" if self._kv_here else "Close"
+            mend = (f"{begin} other programs, raise memory_budget to {_size(self._least_budget)} or more, or take a "
+                    f"smaller or more strongly quantized model (weights up to "
                     f"{_size(max(0, self.budget_bytes - self.working_bytes - 4 * self.kv_page_bytes))}).")
         raise OutOfMemoryError(f"{self.model} needs {_size(self.needed_bytes)} for weights, working memory and "
                                f"{self.context:,} tokens of context, the budget is {_size(self.budget_bytes)}. {mend}",

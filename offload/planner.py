@@ -234,9 +234,12 @@ class _Planner:
         smallest = pages[self.kv if self.kv in KV_DTYPES else "int8"]
         if self.shared and not self.limited:
             left = (left - needs.lap) // POOL_SHARE
-        elif self.shared:  # at least one context must find room beside the pool
+        elif self.shared:  # at least one context must find room beside the pool, "auto" in up to half of both
+            both = self.budget - working - needs.weights - needs.working
             one = smallest * pages_for(MIN_CONTEXT if self.wanted == "auto" else int(self.wanted))
-            left = min(left, self.budget - working - needs.weights - needs.working - one)
+            if self.wanted == "auto":
+                one = max(one, min(smallest * pages_for(config.context_length), both // POOL_SHARE))
+            left = min(left, both - one)
         longest = config.context_length if self.wanted == "auto" else int(self.wanted)
         pool = max(0, min(left, self.max_batch * needs.sequence(longest)))
         host_left = self.budget - working
@@ -252,7 +255,7 @@ class _Planner:
             weights_bytes=needs.weights, working_bytes=needs.working, kv_pool_bytes=pool,
             kv_pool_tokens=max(0, pool) // needs.token, kv_least_bytes=needs.sequence(min(MIN_CONTEXT, context)),
             sequences=min(self.max_batch, pool // one), split_tokens=split, reason=reason)
-        most = min(max(0, host_left // pages[kv]) * PAGE_TOKENS, config.context_length)
+        most = min(max(0, host_left // smallest) * PAGE_TOKENS, config.context_length)
         return self._result(there, kv, pages[kv], context, most, budget, working)
 
     def _host_kv(self, pages: dict[str, int], context: int, left: int) -> tuple[str, int]:

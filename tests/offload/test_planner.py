@@ -137,6 +137,19 @@ def test_a_device_that_is_too_small_says_what_would_do():
         plan(context=131_072, offload="on", memory_budget=GIB).check()
 
 
+def test_a_large_pool_in_one_memory_leaves_room_for_a_context():
+    found = [plan(HOSTS, offload="on", kv="int8", memory_budget=2 * GIB, device_memory=size * MIB)
+             for size in range(800, 3000, 100)]
+    pools = [one.on_device.kv_pool_bytes for one in found]
+    assert pools == sorted(pools) and pools[0] == 50 * MIB
+    both = 2 * GIB - HOST - 100 * MIB - 750 * MIB
+    for one in found:
+        assert one.check().context * INT8_PAGE // 64 + INT8_PAGE > min(both // 2, one.model_context * INT8_PAGE // 64)
+        assert one.needed_bytes <= 2 * GIB
+    given = plan(HOSTS, offload="on", kv="int8", memory_budget=2 * GIB, device_memory=2 * GIB, context=1024).on_device
+    assert given.kv_pool_bytes == both - 16 * INT8_PAGE  # who names a context wants no more of it
+
+
 @pytest.mark.parametrize("capacity", [OWN, HOSTS])
 @pytest.mark.parametrize("offload", ["on", "off"])
 @pytest.mark.parametrize("context", ["auto", 1, 100, 8192])
