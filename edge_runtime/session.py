@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime import session_file
+from edge_runtime.arguments import begins_text, checked_variables
 from edge_runtime.chat_template import checked_messages
 from edge_runtime.errors import InvalidRequestError
 from edge_runtime.offload.page_table import PageTable
@@ -37,6 +38,7 @@ class Session:
         self._conversation = Conversation()
         self._busy = threading.Lock()
         self._settling = False  # a reply was dropped: the engine may still have to put its tokens here
+        self._running_text = False  # what no chat can go on from
         self.messages: list[dict[str, Any]] = []
 
     @property
@@ -73,25 +75,29 @@ class Session:
              tools: Sequence[Mapping[str, Any]] | None = None, template: Mapping[str, Any] | None = None,
              **overrides: Any) -> Any:
         """Add messages (or the text of one from the user) and reply: a Reply, or a `Generation` where `stream`. A
-        reply that ended by itself or by length joins `messages`; after an error or a cancellation the session is as
-        before."""
+        reply that ended by itself or by length joins `messages`; after an error or a cancellation they are as
+        before, and so is what the next chat is told."""
         one = SamplingParams.of(params, overrides)
+        template = checked_variables(template)
         if isinstance(messages, str):
             messages = {"role": "user", "content": messages}
         new = checked_messages([messages] if isinstance(messages, Mapping) else messages)
         conversation: list[dict[str, Any]] = []
+        fresh = begins_text(template)
 
         def rendered() -> np.ndarray:
-            if len(self) and not self.messages:
+            if self._running_text and len(self):
                 raise InvalidRequestError("session", "running text", "a chat from its first message on")
+            self._running_text = False
             conversation.extend([*self.messages, *new])
             return self._llm._chat_ids(conversation, tools, template)
 
         def keep(reply: Reply | None) -> None:
             if reply is not None and reply.finish_reason in ("stop", "length"):
-                self.messages = [*conversation, {"role": "assistant", "content": reply.text}]
+                self.messages = ([*conversation, {"role": "assistant", "content": reply.text}] if fresh
+                                 else [*conversation[:-1], _continued(conversation[-1], reply.text)])
 
-        return self._run(rendered, one, stream=stream, fresh=True, on_end=keep)
+        return self._run(rendered, one, stream=stream, fresh=fresh, on_end=keep)
 
     # Copies
 
@@ -109,7 +115,7 @@ class Session:
                 return forked
 
             twin._conversation = Conversation(self._conversation.tokens.copy(), self._llm.engine.call(copy))
-            twin.messages = [dict(m) for m in self.messages]
+            twin.messages, twin._running_text = [dict(m) for m in self.messages], self._running_text
         return twin
 
     def truncate(self, length: int) -> None:
@@ -119,7 +125,7 @@ class Session:
             raise InvalidRequestError("length", length, f"a whole number from 0 to {len(self)}")
         with self._exclusive():
             self._conversation.tokens = self._conversation.tokens[:length].copy()
-            self.messages = []
+            self.messages, self._running_text = [], True
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tokens, messages and KV to a file, atomically. OSError where the disk refuses."""
@@ -139,7 +145,7 @@ class Session:
             held = engine.call(hold)
         try:
             header = session_file.Header(self._llm._loaded.fingerprint(), held.pool.layout, len(tokens), held.length,
-                                         messages or None)
+                                         None if self._running_text else messages)
             session_file.write(path, header, tokens, (held.pool.view(page) for page in held.pages))
         finally:
             engine.call(lambda: held.release())
@@ -171,7 +177,7 @@ class Session:
 
         engine.call(settle)
         session._conversation = Conversation(reader.tokens, table)
-        session.messages = header.messages or []
+        session.messages, session._running_text = header.messages or [], header.messages is None
         return session
 
     def close(self) -> None:
@@ -207,6 +213,7 @@ class Session:
     def _becomes_text(self, reply: Reply | None) -> None:
         if reply is not None:
             self.messages = []
+        self._running_text = not self.messages
 
     def _run(self, prompt: Callable[[], np.ndarray], params: SamplingParams, *, stream: bool = False,
              fresh: bool = False, on_end: Callable[[Reply | None], None] = lambda reply: None) -> Any:
@@ -240,6 +247,13 @@ class Session:
 
     def _exclusive(self) -> _Exclusive:
         return _Exclusive(self)
+
+
+def _continued(message: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """A message that was broken off, with what the reply added to it."""
+    content = message.get("content") or ""
+    added = content + text if isinstance(content, str) else [*content, {"type": "text", "text": text}]
+    return {**message, "content": added}
 
 
 class _Exclusive:

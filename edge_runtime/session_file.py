@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from edge_runtime.chat_template import checked_messages
 from edge_runtime.devices.base import KVLayout
 from edge_runtime.errors import SessionFileError
 from edge_runtime.offload.pages import pages_for
@@ -27,7 +29,7 @@ MAX_HEADER = 64 << 20  # the messages of a conversation are in it
 @dataclass(frozen=True)
 class Header:
     """fingerprint: of the model; tokens: ids that follow; length: tokens whose KV follows, in ceil(length / 64) pages;
-    messages: of a chat, or None."""
+    messages: of a chat; None: running text."""
 
     fingerprint: str
     layout: KVLayout
@@ -69,7 +71,13 @@ class Reader:
     def __init__(self, path: str | os.PathLike[str], layout: KVLayout, fingerprint: str, vocab_size: int):
         self.path = Path(path)
         try:
+            if not stat.S_ISREG(os.stat(self.path).st_mode):  # opening a pipe would wait for a writer
+                raise SessionFileError(path, "is a folder, a pipe or a device, no saved session")
             self._file: BinaryIO = open(self.path, "rb")  # noqa: SIM115 - closed by close()
+        except SessionFileError:
+            raise
+        except ValueError as error:  # a NUL in the path
+            raise SessionFileError(repr(path), "is no file name") from error
         except OSError as error:
             raise SessionFileError(path, f"cannot be opened: {error.strerror}") from error
         try:
@@ -103,6 +111,9 @@ class Reader:
 
     def _read_header(self) -> Header:
         start = self._file.read(len(MAGIC) + 4)
+        if start.startswith(MAGIC[:6]) and not start.startswith(MAGIC):
+            raise SessionFileError(self.path, "was saved by another version of this package, in a format that is not "
+                                              "read here")
         if len(start) < len(MAGIC) + 4 or not start.startswith(MAGIC):
             raise SessionFileError(self.path, "is no saved session")
         length = struct.unpack("<I", start[len(MAGIC):])[0]
@@ -115,6 +126,8 @@ class Reader:
             whole: Sequence[Any] = (header.tokens, header.length, layout.layers, layout.kv_heads, layout.head_size)
             if not all(isinstance(n, int) and not isinstance(n, bool) for n in whole):
                 raise TypeError("a number is missing")
+            if header.messages is not None and header.messages != []:
+                checked_messages(header.messages)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise SessionFileError(self.path, f"has a broken header ({error})") from error
         if not 0 <= header.length <= header.tokens:

@@ -1,8 +1,11 @@
 """Sessions: what they keep, share, save and load."""
 from __future__ import annotations
 
+import json
+import os
 import random
 import struct
+import zlib
 
 import pytest
 
@@ -80,6 +83,39 @@ def test_a_chat_that_fails_or_is_cancelled_leaves_the_session_as_it_was():
         assert list(stream)[-1].finish_reason == "cancelled"
         assert fresh.messages == before
         assert fresh.chat("two", GREEDY).text == llm.chat([*before, {"role": "user", "content": "two"}], GREEDY).text
+
+
+def test_a_first_chat_that_was_cancelled_is_no_running_text(llm, tmp_path):
+    for cancel in (lambda stream: stream.close(), lambda stream: (stream.cancel(), list(stream))):
+        session = llm.session()
+        stream = session.chat("one", max_tokens=3000, stream=True)
+        next(stream)
+        cancel(stream)
+        session.fork().chat("two", GREEDY)
+        session.save(tmp_path / "s")
+        assert llm.load_session(tmp_path / "s").chat("two", GREEDY).text == llm.chat("two", GREEDY).text
+        assert session.chat("two", GREEDY).text == llm.chat("two", GREEDY).text and len(session.messages) == 2
+    session.truncate(3)
+    session.save(tmp_path / "s")
+    for text in (session, session.fork(), llm.load_session(tmp_path / "s")):
+        with pytest.raises(InvalidRequestError, match="running text"):
+            text.chat("hi")
+    session.truncate(0)
+    session.chat("two", GREEDY)
+
+
+def test_a_message_that_is_continued_stays_one(llm):
+    begun = [{"role": "user", "content": "tell"}, {"role": "assistant", "content": "Once"}]
+    go_on = {"continue_final_message": True}
+    session = llm.session()
+    reply = session.chat(begun, GREEDY, template=go_on)
+    assert session.messages == [begun[0], {"role": "assistant", "content": "Once" + reply.text}]
+    parts = llm.session()
+    again = parts.chat([begun[0], {"role": "assistant", "content": [{"type": "text", "text": "Once"}]}], GREEDY,
+                       template=go_on)
+    assert again.text == reply.text and parts.messages[1]["content"][1] == {"type": "text", "text": reply.text}
+    assert session.chat("more", GREEDY).text == llm.chat([*session.messages[:2], {"role": "user", "content": "more"}],
+                                                         GREEDY).text
 
 
 def test_forks_go_their_own_ways(llm):
@@ -179,6 +215,34 @@ def test_corrupt_files_are_refused(llm, tmp_path):
     path.write_bytes(good)
     assert llm.load_session(path).token_ids == session.token_ids
     assert llm.engine.call(lambda: llm.engine.cache.pool.used) == settled_pages + 4
+
+
+@pytest.mark.parametrize("messages", [5, True, "abc", {"a": 1}, [1], [{"role": "x", "content": "a"}],
+                                      [{"role": "user", "content": 5}]])
+def test_files_with_other_messages_than_a_chats(llm, tmp_path, messages):
+    path = tmp_path / "s"
+    llm.session().save(path)
+    raw = path.read_bytes()
+    size = struct.unpack("<I", raw[8:12])[0]
+    header = json.dumps({**json.loads(raw[12:12 + size]), "messages": messages}).encode()
+    path.write_bytes(raw[:8] + struct.pack("<I", len(header)) + header + struct.pack("<I", zlib.crc32(header))
+                     + raw[16 + size:])
+    with pytest.raises(SessionFileError, match="broken header"):
+        llm.load_session(path)
+
+
+def test_paths_that_hold_no_session(llm, tmp_path):
+    with pytest.raises(SessionFileError, match="folder"):
+        llm.load_session(tmp_path)
+    (tmp_path / "newer").write_bytes(b"EDGEKV2\n" + bytes(100))
+    with pytest.raises(SessionFileError, match="another version"):
+        llm.load_session(tmp_path / "newer")
+    with pytest.raises(SessionFileError, match="file name"):
+        llm.load_session("a\0b")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(SessionFileError, match="pipe"):
+            llm.load_session(tmp_path / "pipe")
 
 
 def test_a_failed_save_leaves_the_old_file(llm, tmp_path, monkeypatch):
