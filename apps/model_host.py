@@ -186,8 +186,7 @@ class ModelHost:
         name = name or self.default
         tell = progress or (lambda _: None)
         with self._loading:
-            if self._closed:
-                raise EngineStoppedError("the host was closed")
+            self._check_open()
             if name == self._current and self._llm is not None and not self._llm.closed:
                 return self._llm
             model = self.known(name)
@@ -198,6 +197,7 @@ class ModelHost:
                 if self._llm is not None:
                     tell(LoadProgress(name, "close", plan=plan))
                 self._close_current()
+                self._check_open()  # it may have been closed while requests ended
                 llm = self._open(model, plan, tell)
                 with self._state:
                     self._llm, self._current = llm, name
@@ -253,6 +253,10 @@ class ModelHost:
                 return None
             self._leases += 1
             return self._llm
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineStoppedError("the host was closed")
 
     def _close_current(self) -> None:
         deadline = time.monotonic() + self.drain_seconds

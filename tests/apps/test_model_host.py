@@ -134,6 +134,32 @@ def test_a_switch_that_waits_too_long_ends_what_runs(host):
     asyncio.run(run())
 
 
+def test_close_while_a_switch_waits_opens_nothing_more(host, monkeypatch):
+    host.load("first")
+    host._leases += 1  # a request that runs
+    errors, opened = [], []
+    monkeypatch.setattr(host, "_open", lambda *_: opened.append(1))
+
+    def switch() -> None:
+        try:
+            host.load("second")
+        except EngineStoppedError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=switch)]
+    threads[0].start()
+    while not host.switching:
+        time.sleep(0.01)
+    threads.append(threading.Thread(target=host.close))
+    threads[1].start()
+    while not host._closed:
+        time.sleep(0.01)
+    host._leases -= 1
+    for thread in threads:
+        thread.join(30)
+    assert len(errors) == 1 and not opened and host.llm is None
+
+
 def test_close_while_it_loads(host):
     thread = threading.Thread(target=lambda: host.load())
     thread.start()
