@@ -95,7 +95,7 @@ def read_texts(path: Path) -> list[str]:
     if path.suffix.lower() != ".jsonl":
         return [text]
     texts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines cuts at U+2028 too
         if not line.strip():
             continue
         try:
