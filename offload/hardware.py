@@ -10,15 +10,29 @@ from edge_runtime.offload.curves import Curves
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 TOKENS = (64, 1024, 8192, 131072)
 PROMPT_ROWS = (16, 64, 128, 256, 512, 1024, 2048, 4096)
+LARGEST = 1e18  # of any figure
 SHARE = 0.9  # of the device's memory for weights and KV, vLLM's gpu_memory_utilization
 WORKSPACE = 500_000_000  # bytes for activations, kernels and the driver
+
+
+def _above_zero(of: object, *names: str, most: float = LARGEST) -> None:
+    for name in names:
+        if not 0 < getattr(of, name) <= most:
+            raise InvalidRequestError(name, getattr(of, name), f"above 0, {most:.0e} at most" if most > 1 else
+                                      "above 0, 1 at most")
+
+
+def _not_negative(of: object, name: str) -> None:
+    if not 0 <= getattr(of, name) < LARGEST:
+        raise InvalidRequestError(name, getattr(of, name), "seconds, 0 or more")
 
 
 @dataclass(frozen=True)
 class Processor:
     """memory: bytes that it may use. bandwidth: bytes per second of its memory; flops: of fp16 products, per second;
     call: seconds of submitting what a layer needs before its attention. Datasheet values; `reach` says what of them
-    programs get: of bandwidth in products and in attention, and of arithmetic."""
+    programs get: of bandwidth in products and in attention, and of arithmetic. InvalidRequestError: a figure that is
+    not above 0, here and below."""
 
     name: str
     memory: float
@@ -27,14 +41,21 @@ class Processor:
     call: float
     reach: Reach
 
+    def __post_init__(self) -> None:
+        _above_zero(self, "memory", "bandwidth", "flops")
+        _not_negative(self, "call")
+
 
 @dataclass(frozen=True)
 class Reach:
-    """Shares of a processor's peak, all 0 to 1."""
+    """Shares of a processor's peak, all above 0 and up to 1."""
 
     linear: float
     attention: float
     flops: float
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "linear", "attention", "flops", most=1.0)
 
 
 # Assumptions, the same for all machines of a kind; docs/simulator.md shows what results owe to them.
@@ -58,6 +79,10 @@ class Machine:
     latency: float
     shared: bool = False
 
+    def __post_init__(self) -> None:
+        _above_zero(self, "link")
+        _not_negative(self, "latency")
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -74,6 +99,9 @@ class ModelShape:
     vocab_size: int
     weight_bits: float
     tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        _above_zero(self, "layers", "width", "heads", "kv_heads", "head_size", "ffn", "vocab_size", "weight_bits")
 
     @property
     def layer_weights(self) -> int:

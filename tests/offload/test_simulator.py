@@ -3,7 +3,9 @@ command."""
 from __future__ import annotations
 
 import json
+import math
 import random
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -206,6 +208,19 @@ def test_machines_are_described(name, shape):
     assert found.crossing(4) > 0 and host_pool(hardware, what, "int8") > host_pool(hardware, what) > 1000
     if device_pool(hardware, what):
         assert device_pool(hardware, what) * what.kv_bytes(16) + what.weight_bytes < hardware.device.memory
+
+
+@pytest.mark.parametrize("part, name, values", [
+    ("device", "bandwidth", (0, -1.0, math.inf, math.nan)), ("host", "flops", (0, math.nan)),
+    ("host", "memory", (0, -1)), ("device", "call", (-1e-6, math.nan)), ("reach", "attention", (0, 1.5, math.nan)), ("", "link", (0, math.nan)),
+    ("", "latency", (-1.0,)), ("model", "layers", (0, -2)), ("model", "weight_bits", (0, math.nan))])
+def test_a_machine_that_cannot_be_is_refused(part, name, values):
+    whole = machine("t4-8")
+    of = {"": whole, "model": model("llama1b-q4"), "device": whole.device, "host": whole.host,
+          "reach": whole.device.reach}[part]
+    for value in values:
+        with pytest.raises(InvalidRequestError, match=f"{name}="):
+            replace(of, **{name: value})
 
 
 def test_figures_of_a_datasheet():
