@@ -10,7 +10,8 @@ def read_json(text: str | bytes) -> Any:
     """The value; lone surrogates become "?". Raises ValueError, for NaN and numbers beyond floats too, and
     RecursionError."""
     value = json.loads(text, parse_constant=_refused, parse_float=_finite)
-    if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+    escaped = b"\\u" in text if isinstance(text, bytes) else "\\u" in text
+    if escaped:
         value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     return value
 
