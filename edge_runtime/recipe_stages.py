@@ -8,11 +8,14 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime.distillation import require_distill_extra
 from edge_runtime.errors import InvalidRequestError
 from edge_runtime.models.recipes.stages import STAGES as TRAININGS
+
+if TYPE_CHECKING:
+    from edge_runtime.models.recipes.config import RecipeConfig
 
 RECIPES = "edge_runtime.models.recipes"
 ALIASES = {"qat": "bundled"}  # the student under the rounding of its file
@@ -37,8 +40,8 @@ def run_stage(stage: str, options: Mapping[str, Any], *, out: Path, resume: bool
     its options are steps, seed, workers, save_every, eager. A tool gets its options as its command line: {"documents":
     100, "no_pruning": true} is `--documents 100 --no-pruning`, and the key "" holds positional arguments.
 
-    InvalidRequestError: no such stage, an option it does not know, a stage before it that has not run, a training that
-    is there already without `resume`.
+    InvalidRequestError: no such stage, an option it does not know, a stage before it that has not run to its end, a
+    training that is there already, without `resume` or with another seed or other steps.
     """
     name = ALIASES.get(stage, stage)
     if name in TRAININGS:
@@ -58,6 +61,8 @@ def _train(name: str, options: Mapping[str, Any], out: Path, resume: bool, check
             limit = ("true or false" if key == "eager" else "a number from 0 up" if key == "save_every" else
                      "a whole number from 0 up")
             raise InvalidRequestError(f"recipe.{key}", value, limit)
+    if options.get("steps") == 0:
+        raise InvalidRequestError("recipe.steps", 0, "a whole number from 1 up")
     recipe = TRAININGS[name]
     for before in (recipe.start, recipe.teacher):
         if before and not (out / before).is_dir():
@@ -72,11 +77,44 @@ def _train(name: str, options: Mapping[str, Any], out: Path, resume: bool, check
     from edge_runtime.models.recipes.config import with_steps
     from edge_runtime.models.recipes.train import train
 
+    for before in (recipe.start, recipe.teacher):
+        if before:
+            _ended(out / before, name)
     if "seed" in options:
         recipe = dataclasses.replace(recipe, seed=options["seed"])
     recipe = with_steps(recipe, options.get("steps", recipe.steps))
+    _as_it_began(out / name, recipe)
     train(recipe, out / name, resume=resume, save_every=float(options.get("save_every", 120.0)),
           workers=options.get("workers", os.cpu_count() or 1), compiled=False if options.get("eager") else None)
+
+
+def _ended(folder: Path, stage: str) -> None:
+    """InvalidRequestError where the training in `folder`, which `stage` builds on, was stopped before its end."""
+    from edge_runtime.models.recipes.checkpoint import load_checkpoint
+    from edge_runtime.models.recipes.config import recipe_from_json
+    from edge_runtime.models.recipes.train import CHECKPOINT
+
+    path = folder / CHECKPOINT
+    done = load_checkpoint(path)[1]["step"] if path.exists() else 0
+    steps = recipe_from_json((folder / "recipe.json").read_text()).steps if done else 0
+    if not done or done < steps:
+        raise InvalidRequestError("stage", stage, f"run after {folder.name!r} has ended: {folder} holds "
+                                                  f"{f'{done} of {steps}' if done else 'none of its'} steps; run that "
+                                                  "with --resume")
+
+
+def _as_it_began(folder: Path, recipe: RecipeConfig) -> None:
+    """InvalidRequestError where the training in `folder` began with another seed or other steps."""
+    from edge_runtime.models.recipes.config import recipe_from_json
+    from edge_runtime.models.recipes.train import CHECKPOINT
+
+    if not (folder / CHECKPOINT).exists():
+        return
+    began = recipe_from_json((folder / "recipe.json").read_text())
+    for key in ("seed", "steps"):
+        if getattr(recipe, key) != getattr(began, key):
+            raise InvalidRequestError(f"recipe.{key}", getattr(recipe, key), f"{getattr(began, key)}, as in the "
+                                      f"training that {folder} holds; another one needs another folder")
 
 
 def _run_tool(name: str, options: Mapping[str, Any], out: Path, check: bool) -> None:
