@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -48,6 +49,10 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> Any:
+        if sys.stdout is None:  # closed by who started us: `>&-`
+            say("error: standard output is closed. Send it to a file, or to /dev/null")
+            raise typer.Exit(FAILED)
+        _print_whatever_comes(sys.stdout)
         try:
             result = command(*args, **options)
             sys.stdout.flush()
@@ -71,6 +76,12 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         raise typer.Exit(code)
 
     return run
+
+
+def _print_whatever_comes(out: TextIO) -> None:
+    """A terminal of another encoding than UTF-8 gets escapes for what it cannot show, rather than half a reply."""
+    if isinstance(out, io.TextIOWrapper) and out.errors == "strict":
+        out.reconfigure(errors="backslashreplace")
 
 
 def offload_options(offload: str, device_memory_gb: float | None, tbt_ms: float | None) -> dict[str, Any]:
@@ -131,7 +142,11 @@ def compiling() -> Iterator[Callable[[str], None]]:
     if measured:
         say("measured; the next start finds the profile")
     if count:
-        say(f"compiled {count} kernels in {time.perf_counter() - began:.0f} s; the next start finds them")
+        from edge_runtime.kernels.compile import cache_folder
+
+        kept = "the next start finds them" if os.access(cache_folder(), os.W_OK) else (
+            f"they cannot be kept in {cache_folder()}: set EDGE_RUNTIME_CACHE to a folder that may be written")
+        say(f"compiled {count} kernels in {time.perf_counter() - began:.0f} s; {kept}")
 
 
 def open_model(model: Path | None, **options: Any) -> LLM:

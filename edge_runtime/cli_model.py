@@ -75,7 +75,7 @@ def plan(
 
     if memory_gb is not None and not 0 < memory_gb < 1e9:
         raise InvalidRequestError("memory_gb", memory_gb, "above 0")
-    budget = None if memory_gb is None else int(memory_gb * 1e9)
+    budget = None if memory_gb is None else max(1, int(memory_gb * 1e9))
     try:
         found = LLM.plan_for(model, device=device, context=context_tokens(context), kv=kv, memory_budget=budget,
                              max_batch=max_batch, **offload_options(offload, device_memory_gb, tbt_ms))
@@ -108,8 +108,10 @@ def quantize(
     from edge_runtime.conversion import as_gguf
     from edge_runtime.models.quantize_file import quantize_gguf
 
-    if target.is_dir():
-        raise InvalidRequestError("target", str(target), "a file, not a folder")
+    if target.exists() and not target.is_file():  # a device would be replaced by a file
+        raise InvalidRequestError("target", str(target), "a file, not a folder or a device")
+    if not target.parent.is_dir():
+        raise InvalidRequestError("target", str(target), "in a folder that exists")
     if target.exists() and not force:
         raise InvalidRequestError("target", str(target), "a file that does not exist yet, or add --force")
     if threads is not None and threads < 1:

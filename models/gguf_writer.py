@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from edge_runtime.errors import InvalidRequestError
 from edge_runtime.models.gguf_file import DEFAULT_ALIGNMENT, MAGIC
 from edge_runtime.models.gguf_metadata import ARRAY, BOOL, SCALARS, STRING
 from edge_runtime.quant.formats import BlockFormat, block_format
@@ -59,6 +60,8 @@ def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, Any], tensor
     that do not add up to the size of their tensor.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise InvalidRequestError("path", str(path), "a file, not a folder or a device")
     alignment = DEFAULT_ALIGNMENT
     pairs = b"".join(_string(key) + encode_value(value) for key, value in metadata.items()
                      if key != "general.alignment")  # fmt: skip

@@ -51,7 +51,8 @@ def quantize_gguf(
     if target.exists() and target.samefile(source):
         raise InvalidRequestError("target", str(target), "another file than the source")
     with GGUFFile(source) as file:
-        if file.metadata.get("split.count", 0) not in (0, 1):
+        parts = file.metadata.get("split.count", 0)
+        if not isinstance(parts, int) or parts > 1:
             raise UnsupportedModelError("one of several files of a model", ("a model in one file",))
         formats = _formats(file, chosen, pure, overrides or {})
         total = sum(info.size for info in file.tensors.values())

@@ -12,6 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_runtime.cli import app
+from edge_runtime.cli_common import compiling
+from edge_runtime.errors import InvalidRequestError
+from edge_runtime.models.quantize_file import quantize_gguf
 from tests.gguf_factory import write_model
 
 COMMANDS = ("run", "summarize", "bench", "plan", "doctor", "quantize", "calibrate", "eval")
@@ -170,6 +173,43 @@ def test_quantize_writes_a_smaller_file_that_runs(tmp_path):
     assert_clear(cli("quantize", source, target), 2, "--force")
     assert_clear(cli("quantize", source, tmp_path / "x.gguf", "--type", "Q9"), 1, "Q9", "Q4_K_M")
     assert_clear(cli("quantize", target, tmp_path / "y.gguf"), 1, "float")
+
+
+def test_quantize_replaces_files_alone(tmp_path):
+    source = write_model(tmp_path / "f16.gguf", types="F16")
+    for target, words in ((tmp_path, "folder"), (tmp_path / "none" / "x.gguf", "folder that exists")):
+        assert_clear(cli("quantize", source, target, "--force"), 2, words)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert_clear(cli("quantize", source, tmp_path / "pipe", "--force"), 2, "device")
+        with pytest.raises(InvalidRequestError, match="device"):
+            quantize_gguf(source, tmp_path / "pipe", "Q8_0")
+        assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX descriptors")
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_closed_standard_output_is_one_line(model, command):
+    arguments = ("plan", model) if command == "plan" else ("run", "-m", model, "-n", "3", "hi")
+    done = subprocess.run([*MAIN, *map(str, arguments)], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                          preexec_fn=lambda: os.close(1), timeout=240)
+    assert_clear(subprocess.CompletedProcess([], done.returncode, "", done.stderr.decode()), 1, "standard output")
+
+
+def test_a_terminal_that_cannot_show_a_reply_gets_escapes(tmp_path):
+    model = write_model(tmp_path / "m.gguf", metadata={"general.name": "Modell f\u00fcr \u65e5\u672c"})
+    done = subprocess.run([*MAIN, "plan", str(model)], capture_output=True, timeout=240,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert b"Modell f\\xfcr \\u65e5\\u672c" in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX folders")
+def test_kernels_that_cannot_be_kept_are_told(monkeypatch, capsys):
+    monkeypatch.setenv("EDGE_RUNTIME_CACHE", os.devnull)
+    with compiling() as show:
+        show("a kernel")
+    assert "cannot be kept" in capsys.readouterr().err
 
 
 def test_doctor_names_what_is_here():

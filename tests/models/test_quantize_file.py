@@ -8,6 +8,7 @@ from edge_runtime.errors import InvalidRequestError, ModelNotFoundError, Unsuppo
 from edge_runtime.models import quantize_file
 from edge_runtime.models.config import config_from_gguf
 from edge_runtime.models.gguf_file import GGUFFile
+from edge_runtime.models.gguf_writer import array_tensor, write_gguf
 from edge_runtime.models.quantize_file import quantize_gguf
 from edge_runtime.models.reference import ReferenceModel
 from edge_runtime.quant.quantize import quantize
@@ -89,6 +90,10 @@ def test_what_is_refused(source, tmp_path):
     with pytest.raises(InvalidRequestError, match="divides"):
         quantize_gguf(write_model(tmp_path / "n.gguf", types="F32"), target, "Q4_0",
                       overrides={"blk.0.attn_q.weight": "Q4_K"})  # fmt: skip
+    parts = write_gguf(tmp_path / "parts.gguf", {"split.count": [2, 3]},
+                       [array_tensor("a", np.zeros((4, 32), np.float32))])
+    with pytest.raises(UnsupportedModelError, match="several files"):
+        quantize_gguf(parts, target, "Q4_0")
     with pytest.raises(ModelNotFoundError):
         quantize_gguf(tmp_path / "absent.gguf", target, "Q4_0")
     with pytest.raises(UnsupportedModelError, match=r"from Q6_K .*Start from the float file"):
