@@ -145,7 +145,10 @@ def _arguments(program: str, words: list[str]) -> Iterator[None]:
 
 def command_line(options: Mapping[str, Any]) -> list[str]:
     """Options as a command line's words."""
-    words = [str(value) for value in options.get("", [])]
+    positional = options.get("", [])
+    if not isinstance(positional, str | list | tuple):
+        raise InvalidRequestError('recipe.""', positional, "a list of positional arguments")
+    words = [positional] if isinstance(positional, str) else list(map(str, positional))
     for key, value in options.items():
         if key == "" or value is False:
             continue

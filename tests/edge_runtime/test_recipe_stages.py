@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 from edge_runtime.errors import InvalidRequestError
 from edge_runtime.models.recipes.checkpoint import save_checkpoint
 from edge_runtime.models.recipes.stages import STAGES
-from edge_runtime.recipe_stages import run_stage
+from edge_runtime.recipe_stages import command_line, run_stage
 
 
 @pytest.fixture
@@ -57,3 +57,11 @@ def test_a_training_goes_on_as_it_began(tmp_path, trained):
     assert not trained
     run_stage("base", {"seed": seed}, out=tmp_path, resume=True)
     assert trained == [("base", seed, steps)]
+
+
+def test_options_of_a_tool_are_words_of_its_command_line():
+    assert command_line({"": "a model.gguf", "no_pruning": True, "show": False, "documents": 9}) == [
+        "a model.gguf", "--no-pruning", "--documents", "9"]
+    assert command_line({"": ["a", 5], "sizes": [1, 2]}) == ["a", "5", "--sizes", "1", "2"]
+    with pytest.raises(InvalidRequestError, match="positional"):
+        command_line({"": 5})
