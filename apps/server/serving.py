@@ -96,6 +96,7 @@ def serve(host: ModelHost, settings: ServerSettings, *, say: Say = lambda _: Non
                 await super().shutdown(sockets)
             finally:
                 timer.cancel()
+            cut = max(cut, state.cancel_running())  # some still run where a second signal has ended the wait
 
         async def _grace(self) -> None:
             nonlocal cut

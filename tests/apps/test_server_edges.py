@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -385,6 +386,24 @@ def test_sigterm_finishes_what_runs():
         ended.join()
         assert b'"finish_reason":"length"' in answer and b"[DONE]" in answer
         assert "1 requests run" in server.errors and "stopped" in server.errors and "cut off" not in server.errors
+
+
+def test_a_second_signal_ends_the_wait_and_says_what_it_cut_off():
+    with ServerProcess("--threads", "1") as server:
+        body = {"model": "edge-tiny", "prompt": "Tell", "ignore_eos": True, "max_tokens": 1900, "n": 64}
+        with socket.create_connection(server.address) as connection:
+            connection.sendall(post("/v1/completions", json.dumps(body).encode(), "connection: close"))
+            until(lambda: call(server.url, "/health")[1]["engine"]["running"])
+            server._process.send_signal(signal.SIGINT)
+            until(lambda: "waiting up to" in server.errors)
+            server._process.send_signal(signal.SIGINT)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 503") and b"server_shutdown" in answer
+        assert server._process.wait(30) == 0
+        until(lambda: "stopped" in server.errors)
+        assert "1 requests were cut off" in server.errors
 
 
 def test_sigterm_with_little_patience_says_what_it_cut_off():
