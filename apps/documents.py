@@ -41,20 +41,21 @@ def find_files(paths: Iterable[Path], suffixes: Sequence[str] = SUFFIXES,
     file named itself, or by a pattern, may have any suffix. No file comes twice, none that is `skip` or in it. Found
     as they are asked for; a folder that cannot be opened is an error in its place."""
     seen: set[Path] = set()
-    skipped = {path.resolve() for path in skip}
+    skipped = {real_path(path) for path in skip}
     for path in paths:
         for found in _named(path, suffixes):
             if isinstance(found, DocumentError):
                 yield found
                 continue
-            try:
-                real = found.resolve()
-            except (OSError, RuntimeError):  # RuntimeError before Python 3.13
-                yield DocumentError(found, "cannot be opened: a link that leads to itself")
-                continue
+            real = real_path(found)
             if real not in seen and not skipped.intersection((real, *real.parents)):
                 seen.add(real)
                 yield found
+
+
+def real_path(path: Path) -> Path:
+    """Without links; unlike Path.resolve's it is some path for one that leads to itself too."""
+    return Path(os.path.realpath(path))
 
 
 def _named(path: Path, suffixes: Sequence[str]) -> Iterator[Path | DocumentError]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from edge_runtime.apps.documents import Document
+from edge_runtime.apps.documents import Document, real_path
 from edge_runtime.apps.summarizer.backend import Backend, LocalBackend
 from edge_runtime.apps.summarizer.batch_requests import Requests
 from edge_runtime.apps.summarizer.ledger import Entry, Ledger
@@ -92,8 +92,11 @@ class Target:
 
     def refuse_inputs(self, paths: Iterable[Path]) -> None:
         """Raises InvalidRequestError where what is named as input would be written over."""
-        for path in paths if self.path is not None else ():
-            if self.path.resolve() in ((real := path.resolve()), *real.parents):
+        if self.path is None:
+            return
+        for path in paths:
+            real = real_path(path)
+            if real_path(self.path) in (real, *real.parents):
                 raise InvalidRequestError("out", str(self.path), f"a path of its own: the input {path} lies there, and "
                                                                  f"--fresh would write over it")
 
