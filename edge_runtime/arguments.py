@@ -1,7 +1,7 @@
 """Arguments that LLM and its async twins share: one prompt or many, parameters for each, priorities."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,12 @@ def priority_of(value: Priority | str | None, default: Priority) -> Priority:
         return value if isinstance(value, Priority) else Priority[str(value).upper()]
     except KeyError:
         raise InvalidRequestError("priority", value, "interactive or batch") from None
+
+
+def processors(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, Iterable):
+        raise InvalidRequestError(name, value, "a list of numbers of processors, empty for all")
+    return tuple(value)
 
 
 def stack(vectors: Mapping[int, np.ndarray], single: bool, normalize: bool) -> np.ndarray:

@@ -17,6 +17,7 @@ from edge_runtime.arguments import (
     is_list_of_prompts,
     one_each,
     priority_of,
+    processors,
     stack,
 )
 from edge_runtime.async_llm import AsyncCalls
@@ -94,8 +95,9 @@ class LLM(AsyncCalls):
             device = "cpu"  # the one device that has exits
         loaded = loading.load(model, device=device, context=context, kv=kv, threads=threads, max_batch=max_batch,
                               memory_budget=memory_budget, exit_layers=exit_layers, progress=progress,
-                              offload=OffloadOptions(offload, device_memory, tbt_ms, host_threads, tuple(host_cores),
-                                                     tuple(device_cores)))
+                              offload=OffloadOptions(offload, device_memory, tbt_ms, host_threads,
+                                                     processors("host_cores", host_cores),
+                                                     processors("device_cores", device_cores)))
         try:
             self._start(loaded, early)
         except BaseException:

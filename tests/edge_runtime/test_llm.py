@@ -412,7 +412,7 @@ def test_a_dropped_llm_closes_itself():
 def test_missing_files_and_bad_arguments(tmp_path):
     with pytest.raises(FileNotFoundError):
         LLM(tmp_path / "none.gguf")
-    for values in ({"device": "tpu"}, {"threads": 0}, {"threads": 1.5}):
+    for values in ({"device": "tpu"}, {"threads": 0}, {"threads": 1.5}, {"host_cores": 5}, {"device_cores": None}):
         with pytest.raises(InvalidRequestError):
             LLM(tmp_path / "none.gguf", **values)
     with pytest.raises(InvalidRequestError, match="model"):
