@@ -212,8 +212,9 @@ def test_machines_are_described(name, shape):
 
 @pytest.mark.parametrize("part, name, values", [
     ("device", "bandwidth", (0, -1.0, math.inf, math.nan)), ("host", "flops", (0, math.nan)),
-    ("host", "memory", (0, -1)), ("device", "call", (-1e-6, math.nan)), ("reach", "attention", (0, 1.5, math.nan)), ("", "link", (0, math.nan)),
-    ("", "latency", (-1.0,)), ("model", "layers", (0, -2)), ("model", "weight_bits", (0, math.nan))])
+    ("host", "memory", (0, -1)), ("device", "call", (-1e-6, math.nan)), ("reach", "attention", (0, 1.5, math.nan)),
+    ("", "link", (0, math.nan)), ("", "latency", (-1.0,)), ("model", "layers", (0, -2)),
+    ("model", "weight_bits", (0, math.nan))])
 def test_a_machine_that_cannot_be_is_refused(part, name, values):
     whole = machine("t4-8")
     of = {"": whole, "model": model("llama1b-q4"), "device": whole.device, "host": whole.host,
