@@ -45,8 +45,8 @@ class EarlyExit:
         say when drafting stops instead: below the draft layer's threshold the drafts so far are checked. None: it
         follows from how many drafts were accepted.
     layer: the exit of the criterion "layer" and of the drafts of "verify"; None: for drafts the lowest exit.
-    max_pending: recompute only: after this many tokens without a full pass the next one is full; fewer where `max_batch`
-        sequences share the rows of a step (the CPU's 512): with more than 256 of them no token leaves.
+    max_pending: recompute only: after this many tokens without a full pass the next one is full; fewer where the
+        `max_batch` sequences share the rows of a step (the CPU's 512): with more than 256 of them no token leaves.
     max_draft: verify only: drafts at most before a check.
     """
 
