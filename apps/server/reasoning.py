@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edge_runtime.apps.server.tool_parser import overlap
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edge_runtime.outcome import Chunk, Reply
     from edge_runtime.tokenizer import Tokenizer
 
+Piece = TypeVar("Piece", "Chunk", "Reply")
 OPENING, CLOSING = "<think>", "</think>"
 
 
@@ -30,7 +31,7 @@ class ReasoningParser:
         self._answering = False
         self._held = ""  # may be the beginning of a mark, or space before one
 
-    def push(self, piece: Chunk | Reply) -> tuple[str, Chunk | Reply]:
+    def push(self, piece: Piece) -> tuple[str, Piece]:
         if self._answering and not self._lead:
             return "", piece
         self._held += piece.text
