@@ -42,7 +42,7 @@ def early_exit_of(way: str | None, criterion: str, layer: int | None, thresholds
             raise InvalidRequestError("early_exit", None, "given with --exit-threshold, --exit-layer and "
                                                           "--exit-criterion")
         return None
-    limits = {}
+    limits: dict[int, float] = {}
     for pair in thresholds or []:
         where, _, limit = pair.partition("=")
         try:

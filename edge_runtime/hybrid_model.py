@@ -54,17 +54,17 @@ def load_hybrid(path: Path, file: GGUFFile, config: ModelConfig, tokenizer: Toke
                                cores=cores, forms=("segments",), max_rows=MAX_ROWS, half_kv=plan.kv == "fp16")
 
     on_cpu = setting_of(path, PROVIDERS["cpu"], plan.kv, *spare_threads, replace(options, device_cores=()))
-
-    def after_loss(fresh: Accelerator) -> Apex:
-        stored = profile_store.find(on_cpu, machine_facts(fresh))
-        return scheduler(fresh, stored.curves if stored else curves, plan, options)
-
     opened = accelerator(provider.name, there.kv_pool_bytes, device_threads, options.device_cores)
     try:
-        if curves is None:
-            curves = curves_of(path, opened, config, plan, provider, (device_threads, host_threads), options, progress)
+        known = curves or curves_of(path, opened, config, plan, provider, (device_threads, host_threads), options,
+                                    progress)
+
+        def after_loss(fresh: Accelerator) -> Apex:
+            stored = profile_store.find(on_cpu, machine_facts(fresh))
+            return scheduler(fresh, stored.curves if stored else known, plan, options)
+
         device = HybridDevice(
-            opened, config, scheduler(opened, curves, plan, options), kv=plan.kv, host_threads=host_threads,
+            opened, config, scheduler(opened, known, plan, options), kv=plan.kv, host_threads=host_threads,
             host_cores=options.host_cores, max_rows=MAX_ROWS,
             reopen=lambda: accelerator("cpu", there.kv_least_bytes, spare_threads[0]), reschedule=after_loss)
     except BaseException:
