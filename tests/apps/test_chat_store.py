@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from edge_runtime.apps.chat import conversations, tree
-from edge_runtime.apps.chat.errors import ChatDataError, DamagedDataError, DataInUseError, DiskFullError
+from edge_runtime.apps.chat.errors import DamagedDataError, DataInUseError, DiskFullError
 from edge_runtime.apps.chat.store import DATABASE_NAME, Store
 
 
@@ -135,14 +135,27 @@ def test_foreign_and_damaged_and_newer_databases_are_refused(tmp_path):
         Store(tmp_path / "newer")
 
 
-@pytest.mark.skipif(
-    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
-)
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
 def test_a_folder_without_permission_is_said(tmp_path):
     closed = tmp_path / "closed"
-    closed.mkdir(mode=0o500)
-    with pytest.raises((ChatDataError, OSError)):
-        Store(closed)
+    closed.mkdir(mode=0o555)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    code = textwrap.dedent("""
+        import os, sys
+        from pathlib import Path
+        from edge_runtime.apps.chat.errors import ChatDataError
+        from edge_runtime.apps.chat.store import Store
+
+        if os.geteuid() == 0:  # root may write anywhere
+            os.setuid(65534)
+        try:
+            Store(Path(sys.argv[1]))
+        except (ChatDataError, PermissionError) as error:
+            print(error)
+    """)
+    done = subprocess.run([sys.executable, "-c", code, str(closed)], capture_output=True, text=True, check=True)
+    assert str(closed) in done.stdout and "ermission" in done.stdout and not list(closed.iterdir()), done
 
 
 def test_many_threads_write_at_once(store):
