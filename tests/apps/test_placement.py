@@ -18,8 +18,8 @@ from edge_runtime.apps.server.metrics import Metrics
 from edge_runtime.apps.summarizer.asks import Ask
 from edge_runtime.apps.summarizer.backend import LocalBackend
 from edge_runtime.apps.summarizer.report import Totals, closing_report
-from edge_runtime.errors import DeviceLostError
 from edge_runtime.offload import profile_store
+from tests.edge_runtime.llms import lose_device
 
 LONG = "The river was long and the town was old. " * 12
 OPTIONS = dict(device="onnx:cpu", context=512, offload="on", kv="fp16", device_memory=40 << 20, max_batch=4, threads=2)
@@ -73,17 +73,8 @@ def test_the_chat_is_told_of_a_lost_device(llm, tmp_path):
     store = Store(tmp_path)
     with LLM(**OPTIONS) as other:  # it ends with another device than it began with
         models = Models(ModelHost.of(other, "tiny"), store, Hub())
-        accelerator = other._loaded.device.accelerator
-        segment, calls, seen = accelerator.segment, 0, []
-
-        def fails(*arguments):
-            nonlocal calls
-            calls += 1
-            if calls > 60:  # in the middle of the reply
-                raise DeviceLostError("the device was lost")
-            return segment(*arguments)
-
-        accelerator.segment = fails
+        seen = []
+        lose_device(other, segments=60)  # in the middle of the reply
         with other.stream("Hello", max_tokens=100, ignore_eos=True) as stream:
             for _ in stream:
                 seen.append(models.kv()["lost"])

@@ -1,7 +1,10 @@
 """LLMs on the fake device, for tests."""
 from __future__ import annotations
 
+from typing import Any
+
 from edge_runtime.chat_template import ChatTemplate
+from edge_runtime.errors import DeviceLostError
 from edge_runtime.llm import LLM
 from edge_runtime.loading import LoadedModel
 from tests.fake_device import FakeDevice, byte_tokenizer
@@ -33,3 +36,18 @@ def settled(llm: LLM) -> None:
 
     engine.call(check)
     assert not engine._open
+
+
+def lose_device(llm: LLM, segments: int) -> None:
+    """The accelerator that an offloading LLM has now is lost once it has computed so many segments."""
+    accelerator: Any = llm._loaded.device.accelerator  # type: ignore[attr-defined]
+    segment, calls = accelerator.segment, 0
+
+    def fails(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > segments:
+            raise DeviceLostError("the device was lost")
+        return segment(*arguments)
+
+    accelerator.segment = fails

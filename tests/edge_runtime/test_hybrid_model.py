@@ -14,12 +14,12 @@ pytest.importorskip("onnx")
 from edge_runtime import LLM, SamplingParams, hybrid_model
 from edge_runtime.cli_explain import explained
 from edge_runtime.devices.onnx.providers import PROVIDERS
-from edge_runtime.errors import DeviceLostError, InvalidRequestError, OutOfMemoryError
+from edge_runtime.errors import InvalidRequestError, OutOfMemoryError
 from edge_runtime.hybrid_model import threads_of
 from edge_runtime.models import bundled
 from edge_runtime.offload import profile_store
 from edge_runtime.offload.choices import Mode
-from tests.edge_runtime.llms import settled
+from tests.edge_runtime.llms import lose_device, settled
 
 GAP = 1e-2  # of the two best logits, below which device and host may prefer different tokens
 CONTEXT, BATCH = 512, 8
@@ -195,21 +195,12 @@ def test_vectors_and_scores(device_only, hybrid):
 def test_a_lost_device_is_replaced_and_the_reply_goes_on(device_only, prompts, caplog):
     want = list(device_only.generate(prompts[2], GREEDY).token_ids)
     with opened() as llm:
-        accelerator, calls, before = llm._loaded.device.accelerator, 0, llm._loaded.device.apex
+        accelerator, before = llm._loaded.device.accelerator, llm._loaded.device.apex
         handover = told_apart(before.cost.curves.handover)
-        segment = accelerator.segment
-
-        def fails(*arguments):
-            nonlocal calls
-            calls += 1
-            if calls > 100:  # in the middle of the reply
-                raise DeviceLostError("the device was lost")
-            return segment(*arguments)
-
-        accelerator.segment = fails
+        lose_device(llm, segments=100)  # in the middle of the reply
         got = list(llm.generate(prompts[2], GREEDY).token_ids)
         status = llm.status().placement
-        assert calls > 100 and status.lost == 1 and llm._loaded.device.accelerator is not accelerator
+        assert status.lost == 1 and llm._loaded.device.accelerator is not accelerator
         check_same(device_only, prompts[2], want, got)
         after = llm._loaded.device.apex
         assert after is not before and after.cost.curves.handover == handover
