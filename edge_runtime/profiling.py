@@ -52,7 +52,8 @@ def profile_of(accelerator: Accelerator, host: HostAttention, config: ModelConfi
     facts, room = machine_facts(accelerator), reach(accelerator, config)
     found = None if fresh else profile_store.find(setting, facts)
     if found is not None:
-        if all(was >= now for was, now in zip_longest(found.reach, room, fillvalue=0)):
+        # Room is counted in halves, and free memory comes and goes: one step is no other machine.
+        if all(2 * was >= now for was, now in zip_longest(found.reach, room, fillvalue=0)):
             return found
         LOG.info("the profile of %s reaches to %s tokens of KV on the device, there is room for %s: measured anew",
                  setting.device, found.reach or "unknown", room)
