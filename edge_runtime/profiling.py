@@ -7,7 +7,6 @@ import platform
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
-from itertools import zip_longest
 from pathlib import Path
 
 from edge_runtime import machine
@@ -52,8 +51,8 @@ def profile_of(accelerator: Accelerator, host: HostAttention, config: ModelConfi
     facts, room = machine_facts(accelerator), reach(accelerator, config)
     found = None if fresh else profile_store.find(setting, facts)
     if found is not None:
-        # Room is counted in halves, and free memory comes and goes: one step is no other machine.
-        if all(2 * was >= now for was, now in zip_longest(found.reach, room, fillvalue=0)):
+        # Free memory comes and goes: only much more room is worth another measurement.
+        if found.reach and 4 * sum(found.reach) >= sum(room):
             return found
         LOG.info("the profile of %s reaches to %s tokens of KV on the device, there is room for %s: measured anew",
                  setting.device, found.reach or "unknown", room)

@@ -44,7 +44,7 @@ def test_it_is_measured_once_printed_drawn_and_found_again(model, profiles, tmp_
     again = profile(model, "--json")
     assert again.exit_code == 0, again.output
     found = json.loads(again.stdout)
-    assert not found.pop("measured_now") and found == json.loads(stored.read_text())
+    assert not found.pop("measured_now") and found == json.loads(stored.read_text()), again.stderr
     assert found["fingerprint"] in first.stdout
     assert found["setting"]["device"] == "onnx:cpu" and found["curves"]["layers"] == 2
     assert profile(model).stdout.replace("stored, measured", "") != first.stdout
